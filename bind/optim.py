@@ -89,6 +89,21 @@ def adamw(
     return Optimizer(init, update)
 
 
+def from_config(config) -> Optimizer:
+    """The optimizer of a training config: its `optim` section, over config.steps."""
+    o = config.optim
+    schedule = cosine(o.learning_rate, o.warmup, config.steps, o.floor)
+    return adamw(
+        schedule,
+        b1=o.b1,
+        b2=o.b2,
+        weight_decay=o.weight_decay,
+        clip=o.clip or None,
+        lr_scale={rule.paths: rule.factor for rule in o.lr_scale},
+        mu_dtype=o.mu_dtype or None,
+    )
+
+
 def accumulated(value_and_grad: Callable, steps: int) -> Callable:
     """Averages a `value_and_grad(params, batch, key)` over `steps` equal slices of the batch.
 

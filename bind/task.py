@@ -3,6 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from bind import losses, zoo
+from bind.data import pipeline, tables
+from bind.evaluate import held_out as held
+from bind.models import imagebind
+
 
 class Task(NamedTuple):
     """In the style of optax: functions, no base class. Parameters are {group: tree}.
@@ -20,3 +28,56 @@ class Task(NamedTuple):
     uses: Callable[[Any], Callable[[str], bool]]
     train_data: Callable[[tuple[int, int], int], Any]
     evaluate: Callable[[dict], dict]
+
+
+def contrastive(config) -> Task:
+    """Binding by InfoNCE, each batch from one modality pair (arXiv 2305.05665, section 3.2).
+
+    config: see configs/demo.py, where every field is explained. The second modality of a pair carries the
+    temperature. Raises: ConfigError, DataError.
+    """
+    entry = zoo.lookup(config.model)
+    model = entry.build(remat=config.remat, dtype=jnp.dtype(config.dtype))
+    order = {frozenset(p.modalities): tuple(p.modalities) for p in config.pairs.values()}
+    streams = [tables.make_stream(entry.inputs, n, p) for n, p in config.pairs.items()]
+    tests = {
+        n: tables.make_stream(entry.inputs, n, p, "test") for n, p in config.pairs.items() if "test" in p
+    }
+
+    def init(key):
+        shapes = imagebind.example_inputs(model)
+        examples = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+        return model.init(key, examples)["params"]
+
+    def loss(params, batch, key):
+        first, second = order[frozenset(batch)]
+        out = model.apply({"params": params}, batch, rngs={"dropout": key})
+        scale = out[second].get("logit_scale", 1.0)
+        return losses.info_nce(out[first]["embedding"], out[second]["embedding"], scale)
+
+    def train_data(rows, start):
+        return pipeline.Batches(
+            streams, batch_size=config.batch_size, rows=rows, seed=config.seed, start=start,
+            threads=config.data.threads, workers=config.data.workers,
+        )  # fmt: skip
+
+    encode = jax.jit(lambda params, inputs: embeddings(model, params, inputs))
+    held_out: dict = {}  # made on first use: a run that never evaluates does not read it
+
+    def evaluate(params):
+        if not held_out:
+            held_out.update({n: held.collect(s, config.eval.views) for n, s in tests.items()})
+        found = {
+            name: held.Views(x, labels, held.embed(lambda b: encode(params, b), x, config.eval.batch_size))
+            for name, (x, labels) in held_out.items()
+        }
+        rows = held.table(found, list(order.values()))
+        return {f"{r['set']}/{r['from']}->{r['to']} {r['metric']}": r["value"] for r in rows}
+
+    return Task(init, loss, lambda names: set(names).__contains__, train_data, evaluate)
+
+
+def embeddings(model, params, inputs) -> dict:
+    """{modality: f32[N, D]}, unit length."""
+    out = model.apply({"params": {name: params[name] for name in inputs}}, inputs)
+    return {name: losses.normalize(o["embedding"]) for name, o in out.items()}
