@@ -1,6 +1,7 @@
 """What is learned: a Task is a few functions; the loop in bind.train knows nothing else of a model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,9 +41,6 @@ def contrastive(config) -> Task:
     model = entry.build(remat=config.remat, dtype=jnp.dtype(config.dtype))
     order = {frozenset(p.modalities): tuple(p.modalities) for p in config.pairs.values()}
     streams = [tables.make_stream(entry.inputs, n, p) for n, p in config.pairs.items()]
-    tests = {
-        n: tables.make_stream(entry.inputs, n, p, "test") for n, p in config.pairs.items() if "test" in p
-    }
 
     def init(key):
         shapes = imagebind.example_inputs(model)
@@ -61,20 +59,32 @@ def contrastive(config) -> Task:
             threads=config.data.threads, workers=config.data.workers,
         )  # fmt: skip
 
-    encode = jax.jit(lambda params, inputs: embeddings(model, params, inputs))
-    held_out: dict = {}  # made on first use: a run that never evaluates does not read it
+    measure = held_out_views(config, model, entry.inputs)
 
     def evaluate(params):
-        if not held_out:
-            held_out.update({n: held.collect(s, config.eval.views) for n, s in tests.items()})
-        found = {
-            name: held.Views(x, labels, held.embed(lambda b: encode(params, b), x, config.eval.batch_size))
-            for name, (x, labels) in held_out.items()
-        }
-        rows = held.table(found, list(order.values()))
+        rows = held.table(measure(params), list(order.values()))
         return {f"{r['set']}/{r['from']}->{r['to']} {r['metric']}": r["value"] for r in rows}
 
     return Task(init, loss, lambda names: set(names).__contains__, train_data, evaluate)
+
+
+def held_out_views(config, model, inputs) -> Callable[[dict], dict[str, held.Views]]:
+    """measure(params) -> {pair: the embeddings of its held-out part}; reads the data at the first call."""
+    tests = {
+        n: tables.make_stream(inputs, n, p, "test") for n, p in config.pairs.items() if "test" in p
+    }
+    encode = jax.jit(lambda params, x: embeddings(model, params, x))
+    read: dict = {}
+
+    def measure(params):
+        if not read:
+            read.update({n: held.collect(s, config.eval.views) for n, s in tests.items()})
+        return {
+            n: held.Views(x, labels, held.embed(partial(encode, params), x, config.eval.batch_size))
+            for n, (x, labels) in read.items()
+        }
+
+    return measure
 
 
 def embeddings(model, params, inputs) -> dict:

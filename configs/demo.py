@@ -7,8 +7,8 @@
 
 Pictures bind: depth and sounds are only ever paired with pictures, and pictures with words. Whether a
 depth map finds its words, or a sound its words, was never trained and is measured on what is held out:
-the right-hand third of every picture and depth map, the last quarter of every sound, and the official
-test recordings of the watch.
+the right-hand third of every photograph, the right camera of the stereo rig (its pictures and the depth maps
+computed for it), the last quarter of every sound, and the official test recordings of the watch.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "tiny"):
         raise ValueError(f"configs/demo.py has no variant {variant!r}; there is 'tiny'")
     config = ConfigDict()
+    config.task = "contrastive"  # see launch/train.py
     config.model = "imagebind_demo"
     config.seed = 0
     config.steps = 1600
@@ -38,7 +39,14 @@ def get_config(variant: str = "") -> ConfigDict:
     def samples(name):
         return {"kind": "samples", "name": name}
 
-    picture_parts = {"train": {"region": LEFT, "crop": (0.25, 1.0)}, "test": {"region": RIGHT, "crop": (0.5, 1.0)}}
+    picture_parts = {
+        "train": {"region": LEFT, "crop": (0.25, 1.0)},
+        "test": {"region": RIGHT, "crop": (0.5, 1.0)},
+    }
+    camera_parts = {
+        "train": {"where": {"camera": "left"}, "crop": (0.25, 1.0)},
+        "test": {"where": {"camera": "right"}, "crop": (0.5, 1.0)},
+    }
     config.pairs = {
         "photos": {
             "modalities": ("vision", "text"), "source": samples("photos"), "weight": 2.0, "cache": True,
@@ -46,11 +54,11 @@ def get_config(variant: str = "") -> ConfigDict:
         },
         "scenes": {
             "modalities": ("vision", "text"), "source": samples("depth"), "weight": 1.0, "cache": True,
-            "fields": {"vision": "image", "text": "text"}, "train": picture_parts["train"],
+            "fields": {"vision": "image", "text": "text"}, "train": camera_parts["train"],
         },
         "depth": {
             "modalities": ("vision", "depth"), "source": samples("depth"), "weight": 2.0, "cache": True,
-            "fields": {"vision": "image", "depth": "depth", "text": "text"}, **picture_parts,
+            "fields": {"vision": "image", "depth": "depth", "text": "text"}, **camera_parts,
         },
         "sounds": {
             "modalities": ("vision", "audio"), "source": samples("sounds"), "weight": 1.5, "cache": True,

@@ -23,7 +23,7 @@ LICENCES = {
     "Free-Art-1.2",
     "BSD-3-Clause",
 }
-COUNTS = {"photos": 77, "depth": 12, "sounds": 9, "imu": 80}
+COUNTS = {"photos": 77, "depth": 24, "sounds": 9, "imu": 80}
 
 
 def manifest(name):
@@ -113,9 +113,9 @@ def test_depth_is_plausible():
 
 def test_near_things_are_near():
     scenes = {line["image"].split("/")[1][:-4]: depth_m(line) for line in manifest("depth")}
-    hands, room = scenes["pov_hands"], scenes["pov_hands"][40:100, 100:200]
+    hands, room = scenes["pov_hands_left"], scenes["pov_hands_left"][40:100, 100:200]
     assert np.nanmedian(hands[150:210, 75:110]) < 0.7 < 1.5 < np.nanmedian(room)
-    toy = scenes["toy"]
+    toy = scenes["toy_left"]
     assert np.nanmedian(toy[190:]) < 1 < 1.8 < np.nanmedian(toy[:60])
 
 

@@ -3,7 +3,7 @@
 Each modality has a JSON-lines manifest whose paths are relative to FOLDER:
 
   photos.jsonl  image, label, text                                     one picture per line
-  depth.jsonl   image, depth, label, text, focal_length_px, baseline_m, disparity_scale
+  depth.jsonl   image, depth, camera, label, text, focal_length_px, baseline_m, disparity_scale
   sounds.jsonl  image, audio, label, text, rate_hz                     mono FLAC; photo of the label
   imu.jsonl     imu, index, label, text, split, rate_hz                row `index` of an .npz array
 

@@ -85,22 +85,30 @@ def checked_disparity(left: np.ndarray, right: np.ndarray, search: int) -> np.nd
     return np.where(confirmed & (forward >= MIN_DISPARITY), forward, 0)
 
 
-def stereo(left: bytes, right: bytes, search: int) -> tuple[bytes, bytes]:
-    """A rectified pair of 640x480 images to two PNGs of 304x230: grey left image, disparity.
+def stereo(left: bytes, right: bytes, search: int) -> dict[str, tuple[bytes, bytes]]:
+    """A rectified pair of 640x480 images to two PNGs of 304x230 per camera: grey image, disparity.
 
     The border that rectification smeared is cut off, then both are halved. A stored disparity is in
     pixels of the 640x480 image times DISPARITY_SCALE, the largest of its 2x2 block (so that near
-    and far are not mixed); 0 = unknown.
+    and far are not mixed); 0 = unknown. The right camera's is computed from the mirrored pair.
     """
     first, second = (
         cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
         for image in (left, right)
     )
-    disparity = checked_disparity(first, second, search)[BORDER]
+    mirrored = checked_disparity(second[:, ::-1], first[:, ::-1], search)
+    return {
+        "left": _halved(first, checked_disparity(first, second, search)),
+        "right": _halved(second, mirrored[:, ::-1]),
+    }
+
+
+def _halved(grey: np.ndarray, disparity: np.ndarray) -> tuple[bytes, bytes]:
+    grey, disparity = grey[BORDER], disparity[BORDER]
     height, width = (side // 2 for side in disparity.shape)
     nearest = disparity.reshape(height, 2, width, 2).max(axis=(1, 3))
     values = np.rint(nearest * DISPARITY_SCALE).astype(np.uint16)
-    grey = cv2.resize(first[BORDER], (width, height), interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
     return _png(grey), _png(values)
 
 

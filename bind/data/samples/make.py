@@ -59,7 +59,7 @@ MOTION = Credit(
 SEARCH = {"donkey_toy": 48}  # disparities tried; with 128 the bars of the crib match too near
 CHANGES = {
     "photos": "shrunk to a short side of 240 px, WebP",
-    "depth": "left image cropped, halved; disparity computed from the pair",
+    "depth": "images cropped, halved; disparity computed from the pair",
     "sounds": "mono, 16 kHz, cut to 17 s at most, FLAC",
     "imu": "text series stored as an array",
 }
@@ -95,15 +95,16 @@ def depth_samples(scenes: dict, files: dict[str, bytes]):
     manifest, made = [], {}
     for scene, row in scenes.items():
         left, right = (files[f"{folder}{scene}_{side}.png"] for side in ("left", "right"))
-        paths = {"image": f"depth/{scene}.png", "depth": f"depth/{scene}_disparity.png"}
-        images = convert.stereo(left, right, SEARCH.get(scene, 128))
-        made.update(zip(paths.values(), images, strict=True))
         geometry = {
             "focal_length_px": camera["fx"],
             "baseline_m": camera["baseline_meters"],
             "disparity_scale": convert.DISPARITY_SCALE,
         }
-        manifest.append(paths | row | geometry | STEREO._asdict())
+        for side, images in convert.stereo(left, right, SEARCH.get(scene, 128)).items():
+            name = f"depth/{scene}_{side}"
+            paths = {"image": f"{name}.png", "depth": f"{name}_disparity.png"}
+            made.update(zip(paths.values(), images, strict=True))
+            manifest.append(paths | {"camera": side} | row | geometry | STEREO._asdict())
     return manifest, made
 
 
