@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.task = "contrastive"  # see launch/train.py
     config.model = "imagebind_demo"
     config.seed = 0
-    config.steps = 1600
+    config.steps = 1000
     config.batch_size = 32
     config.accumulate = 1  # slices of a batch whose gradients are averaged, to save memory
     config.dtype = "float32"
@@ -85,10 +85,10 @@ def get_config(variant: str = "") -> ConfigDict:
         "mu_dtype": "",  # "bfloat16" halves Adam's first moment
     }
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}  # -1: what is left of the devices
-    config.data = {"threads": 2, "workers": 0}  # workers > 0: processes instead of threads
+    config.data = {"threads": 1, "workers": 0}  # workers > 0: processes instead of threads
     config.eval = {"views": 4, "batch_size": 64}
     config.log_every = 50
-    config.eval_every = 400  # 0: only at the end
+    config.eval_every = 250  # 0: only at the end
     config.save_every = 400
     config.keep = 2  # checkpoints
     config.max_damaged = 10  # different unreadable records before the run stops

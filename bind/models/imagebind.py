@@ -82,13 +82,13 @@ HUGE = {
 
 # What `make demo` trains in minutes on two cores: the same wiring, small numbers.
 DEMO = {
-    "vision": TowerSpec(PatchSpec((2, 8, 8), (1, 6, 6), 3), _vit(128, 4, 4), 64, pre_norm=True),
-    "text": TowerSpec(TextSpec(512, 24, eos=3), _vit(96, 2, 4), 64, logit_scale=1 / 0.07),
+    "vision": TowerSpec(PatchSpec((2, 8, 8), (1, 6, 6), 3), _vit(96, 3, 4), 64, pre_norm=True),
+    "text": TowerSpec(TextSpec(400, 40, eos=3), _vit(96, 2, 4), 64, logit_scale=1 / 0.07),
     "audio": TowerSpec(
-        PatchSpec((16, 16), (8, 12), 1, norm=True), _vit(96, 3, 4, bias_kv=True), 64, logit_scale=10.0
+        PatchSpec((32, 24), (4, 8), 1, norm=True), _vit(96, 2, 4, bias_kv=True), 64, logit_scale=10.0
     ),
     "depth": TowerSpec(
-        PatchSpec((8, 8), (6, 6), 1, norm=True), _vit(96, 3, 4, bias_kv=True), 64, logit_scale=10.0
+        PatchSpec((8, 8), (6, 6), 1, norm=True), _vit(96, 2, 4, bias_kv=True), 64, logit_scale=10.0
     ),
     "imu": TowerSpec(
         PatchSpec((8,), (10,), 6, norm=True), _vit(64, 2, 4, bias_kv=True), 64, logit_scale=10.0

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import string
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,13 +75,30 @@ class PatchStem(nn.Module):
         if x.ndim != len(s.patch) + 2 or x.shape[-1] != s.channels:
             raise ValueError(f"this stem takes [B, {len(s.patch)} axes, {s.channels}], not {list(x.shape)}")
         kernel = self.param("kernel", torch_uniform, (*s.patch, s.channels, self.width))
-        space = string.ascii_lowercase[: len(s.patch)]
-        layout = (f"N{space}C", f"{space}IO", f"N{space}C")
-        y = jax.lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), s.strides, "VALID", dimension_numbers=layout
-        )
+        kernel = kernel.astype(x.dtype)
+        if s.strides == s.patch:
+            y = _patches(x, s.patch) @ kernel.reshape(-1, self.width)
+        else:
+            space = string.ascii_lowercase[: len(s.patch)]
+            layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+            y = jax.lax.conv_general_dilated(x, kernel, s.strides, "VALID", dimension_numbers=layout)
         y = y.reshape(y.shape[0], -1, self.width)
         return LayerNorm(1e-5, name="norm")(y) if s.norm else y
+
+
+def _patches(x, patch):
+    """x[B, *space, C] -> [B, *grid, prod(patch) * C]; what does not fill a patch is cut off.
+
+    A GEMM behind it is the convolution, and several times faster than one on CPU.
+    """
+    grid = [n // p for n, p in zip(x.shape[1:-1], patch, strict=True)]
+    x = x[(slice(None), *(slice(g * p) for g, p in zip(grid, patch, strict=True)))]
+    axes = [name for i in range(len(patch)) for name in (f"g{i}", f"p{i}")]
+    lengths = {f"p{i}": p for i, p in enumerate(patch)}
+    pattern = " ".join(f"({g} {p})" for g, p in zip(axes[::2], axes[1::2], strict=True))
+    return einops.rearrange(
+        x, f"b {pattern} c -> b {' '.join(axes[::2])} ({' '.join(axes[1::2])} c)", **lengths
+    )
 
 
 def make_stem(spec: PatchSpec | TextSpec, width: int, dtype: jnp.dtype) -> nn.Module:

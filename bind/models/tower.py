@@ -48,7 +48,8 @@ class Tower(nn.Module):
         s = self.spec
         width, text = s.transformer.width, isinstance(s.stem, TextSpec)
         norm = NORMS[s.transformer.norm]
-        h = make_stem(s.stem, width, self.dtype)(x if text else x.astype(self.dtype))
+        x = jnp.asarray(x) if text else jnp.asarray(x, self.dtype)
+        h = make_stem(s.stem, width, self.dtype)(x)
         if not text:
             cls = self.param("cls", init.normal(width**-0.5), (1, width)).astype(self.dtype)
             h = jnp.concatenate([jnp.broadcast_to(cls, (h.shape[0], 1, width)), h], axis=1)

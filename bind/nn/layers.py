@@ -62,7 +62,7 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, ids):
         table = self.param("table", init.normal(0.02), (self.vocabulary, self.width))
-        return table.astype(self.dtype).at[ids].get(mode="fill", fill_value=jnp.nan)
+        return jnp.asarray(table, self.dtype).at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
 class LayerNorm(nn.Module):
