@@ -57,8 +57,12 @@ def get_config(variant: str = "") -> ConfigDict:
             "fields": {"vision": "image", "text": "text"}, "train": camera_parts["train"],
         },
         "depth": {
-            "modalities": ("vision", "depth"), "source": samples("depth"), "weight": 2.0, "cache": True,
+            "modalities": ("vision", "depth"), "source": samples("depth"), "weight": 1.5, "cache": True,
             "fields": {"vision": "image", "depth": "depth", "text": "text"}, **camera_parts,
+        },
+        "players": {
+            "modalities": ("vision", "text"), "source": samples("sounds"), "weight": 1.0, "cache": True,
+            "fields": {"vision": "image", "text": "text"}, "train": picture_parts["train"],
         },
         "sounds": {
             "modalities": ("vision", "audio"), "source": samples("sounds"), "weight": 1.5, "cache": True,
@@ -67,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "test": {**picture_parts["test"], "within": (0.75, 1.0)},
         },
         "motion": {
-            "modalities": ("text", "imu"), "source": samples("imu"), "weight": 1.0, "cache": True,
+            "modalities": ("text", "imu"), "source": samples("imu"), "weight": 0.5, "cache": True,
             "fields": {"imu": "imu", "text": "text"},
             "train": {"where": {"split": "train"}}, "test": {"where": {"split": "test"}},
         },
@@ -88,7 +92,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = {"threads": 1, "workers": 0}  # workers > 0: processes instead of threads
     config.eval = {"views": 4, "batch_size": 64}
     config.log_every = 50
-    config.eval_every = 250  # 0: only at the end
+    config.eval_every = 500  # 0: only at the end
     config.save_every = 400
     config.keep = 2  # checkpoints
     config.max_damaged = 10  # different unreadable records before the run stops
