@@ -66,7 +66,8 @@ def load(name: str, path: str | Path, **options) -> tuple[Any, dict]:
     path: the --workdir of bind.train. options: for the row's build, such as only=("vision", "text") or dtype.
     Raises: ConfigError, CheckpointError.
     """
-    model = lookup(name).build(**options)
+    entry = lookup(name)
+    model = entry.build(inputs=entry.inputs, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), imagebind.example_inputs(model))["params"]
     if not (Path(path) / "checkpoints").is_dir():
         raise CheckpointError(path, "is not a run's folder: it has no checkpoints", "pass the --workdir of the training")

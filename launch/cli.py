@@ -45,17 +45,20 @@ def join_processes() -> None:
         raise ConfigError(where, f"not all processes joined: {error}", "start the command on every host") from error
 
 
-def run(main: Callable[[], None]) -> None:
-    """absl's app.run for a main without arguments; what a user can mend ends as one sentence and exit code 1."""
+def run(main: Callable, positional: bool = False) -> None:
+    """absl's app.run, except that what a user can mend ends as one sentence and exit code 1.
+
+    main() takes no arguments, or with `positional` the list of those that are not flags.
+    """
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)
         try:
-            if argv[1:]:
+            if argv[1:] and not positional:
                 raise ConfigError(argv[1], "is not a flag", "flags are --name=value; see --help")
             join_processes()
             compilation_cache()
-            main()
+            main(*[argv[1:]] * positional)
         except BindError as error:
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
             sys.exit(1)

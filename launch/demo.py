@@ -75,7 +75,7 @@ def main() -> None:
 Next, try
   .venv/bin/python -m launch.train --config configs/demo.py --workdir runs/mine --config.optim.learning_rate=5e-4
   .venv/bin/python -m launch.list            # models, data sets and configs there are
-  .venv/bin/python -m launch.embed --checkpoint {workdir} "a dog" {samples.FOLDER / "photos" / "dog.webp"}""")
+  .venv/bin/python -m launch.embed --checkpoint {workdir} "a dog" bind/data/samples/photos/dog.webp""")
 
 
 def show(rows: list[dict]) -> None:
@@ -117,11 +117,20 @@ def card_table() -> dict[tuple[str, str, str], pictures.Card]:
             label = record["label"]
             cards[part, "text", label] = pictures.Card(label, text=record["text"][0])
             if "image" in record:
-                cards[part, "vision", label] = pictures.Card(label, np.asarray(Image.open(record["image"])))
+                cards[part, "vision", label] = pictures.Card(label, rgb(record["image"]))
             if "depth" in record:
                 near = np.sqrt(np.asarray(Image.open(record["depth"]), np.float32))
                 cards[part, "depth", label] = pictures.Card(label, near)
     return cards
+
+
+def rgb(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def signal(x: np.ndarray) -> np.ndarray:
+    """A spectrogram f32[mel, time, 1] with low notes below, or motion f32[T, 6] as six stripes."""
+    return np.repeat(x.T, 8, axis=0) if x.ndim == 2 else x[::-1, :, 0]
 
 
 def search(views, trained, cards, name: str, a: str, b: str, count: int):
@@ -132,7 +141,7 @@ def search(views, trained, cards, name: str, a: str, b: str, count: int):
     for i in (np.arange(count) + 1) * len(labels) // (count + 1):
         card = cards.get((name, a, labels[i]))
         if card is None:  # sounds and motion have no picture: show what the model is given
-            card = pictures.Card(labels[i], np.squeeze(inputs[a][i]).T[::-1] if a == "imu" else np.squeeze(inputs[a][i])[::-1])
+            card = pictures.Card(labels[i], signal(inputs[a][i]))
         best: dict[str, float] = {}
         for j in np.argsort(-cosine[i]):
             best.setdefault(labels[j], float(cosine[i, j]))

@@ -60,20 +60,27 @@ PAIR = ("modalities", "source", "fields", "train", "test", "weight", "cache")
 PART = ("region", "within", "crop", "where")
 
 
-class Cached:
-    """A source whose records are decoded once and kept in memory: for data that fits there."""
+class Decoded:
+    """A source behind its deterministic transforms; `keep` holds what was decoded in memory.
 
-    def __init__(self, source, steps):
-        self.source, self.steps, self.records = source, steps, {}
+    A source and not part of the pipeline, so that keeping changes no random number behind it.
+    """
+
+    def __init__(self, source, steps, keep: bool):
+        self.source, self.steps, self.keep = source, steps, keep
+        self.records: dict[int, dict] = {}
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, index):
         index = int(index) % len(self.source)
-        if index not in self.records:
-            self.records[index] = apply(self.steps, self.source[index])
-        return self.records[index]
+        if index in self.records:
+            return self.records[index]
+        record = apply(self.steps, self.source[index])
+        if self.keep:
+            self.records[index] = record
+        return record
 
 
 def apply(steps, record: dict) -> dict:
@@ -106,6 +113,4 @@ def make_stream(inputs: Mapping, name: str, pair: Mapping, part: str = "train") 
         inputs, names, train=True, keep=() if part == "train" else ("label",), **cuts
     )
     made = make_source(f"{where}.source", source)
-    if pair.get("cache"):
-        return Stream(name, Cached(made, decode), finish, pair.get("weight", 1.0))
-    return Stream(name, made, [*decode, *finish], pair.get("weight", 1.0))
+    return Stream(name, Decoded(made, decode, pair.get("cache", False)), finish, pair.get("weight", 1.0))

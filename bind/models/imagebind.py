@@ -26,6 +26,7 @@ class ImageBind(nn.Module):
 
     towers: FrozenDict  # {modality: TowerSpec}
     dtype: jnp.dtype = jnp.float32
+    inputs: FrozenDict = FrozenDict()  # how the zoo row prepares each modality; the model does not use it
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
@@ -42,7 +43,11 @@ def _vit(width, depth, heads, **more) -> TransformerSpec:
 
 
 def imagebind(
-    modalities: dict[str, TowerSpec], only=None, dtype=jnp.float32, remat: str = "none"
+    modalities: dict[str, TowerSpec],
+    only=None,
+    dtype=jnp.float32,
+    remat: str = "none",
+    inputs: Mapping | None = None,
 ) -> ImageBind:
     """A model from a table below. `only`: the modalities to build; `remat`: see REMAT_POLICIES."""
     towers = {}
@@ -51,7 +56,7 @@ def imagebind(
         towers[name] = dataclasses.replace(
             spec, transformer=dataclasses.replace(spec.transformer, remat=remat)
         )
-    return ImageBind(FrozenDict(towers), dtype)
+    return ImageBind(FrozenDict(towers), dtype, FrozenDict(inputs or {}))
 
 
 # The published model: 1,200,781,057 parameters, embeddings of 1024 (models/imagebind_model.py).
