@@ -1,0 +1,1 @@
+"""Visual instruction tuning (LLaVA): to be built on `bind`; nothing is here yet."""

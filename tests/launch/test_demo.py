@@ -1,6 +1,7 @@
 """The demo, end to end: the tiny one always, the whole one by name (make test-slow)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ def demo(workdir, *args):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_tiny_demo_draws_reports_and_is_loadable(tmp_path):
+def test_the_tiny_demo_draws_reports_and_the_readmes_lines_run_on_it(tmp_path):
     out = demo(tmp_path, "--config", "configs/demo.py:tiny")
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["rows"]) == 22
@@ -33,6 +34,10 @@ def test_the_tiny_demo_draws_reports_and_is_loadable(tmp_path):
     printed = subprocess.run(embed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[1].split()[:4] == ["0", "a", "dog", "1.00"]
     assert (tmp_path / "z.npz").exists()
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = blocks[0].replace('"runs/demo"', repr(str(tmp_path)))
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
 
 
 @pytest.mark.slow
