@@ -23,6 +23,13 @@ def read(path: os.PathLike | str) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def say(text: str) -> None:
+    """A line for the person who watches, above the bar if there is one; from process 0 only."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
 class Writer:
     """Appends one JSON object a step to `workdir/metrics.jsonl` and the same numbers to TensorBoard.
 
@@ -53,7 +60,7 @@ class Writer:
         except OSError as error:
             raise TrainingError(self.file.name, f"cannot be written: {error.strerror}", "free some space") from error
         for name, value in values.items():
-            if not isinstance(value, str):
+            if not isinstance(value, str) and math.isfinite(value):
                 self.board.add_scalar(name, value, step)
 
     def flush(self) -> None:
@@ -86,12 +93,6 @@ class Progress:
         self.mark, self.mark_step, self.paused = time.perf_counter(), start, 0.0
         self.rate = 0.0  # rows a second, of the last window
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
-
     def pause(self, seconds: float) -> None:
         """Time spent on compiling, evaluation or saving; it does not count against throughput."""
         self.paused += seconds
@@ -112,7 +113,7 @@ class Progress:
             self.bar.set_postfix_str(f"{text}, {self.rate:.0f} rows/s")
         else:
             clock = f"{int(left) // 60}:{int(left) % 60:02d}"
-            self.say(f"step {self.step}/{self.total}  {text}  {self.rate:.0f} rows/s  {clock} left")
+            say(f"step {self.step}/{self.total}  {text}  {self.rate:.0f} rows/s  {clock} left")
         return {"rows_per_second": self.rate}
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ all that is needed to go on; the frozen leaves, which never change, are stored o
 
 import collections
 import contextlib
+import json
 import signal
 import threading
 import time
@@ -115,12 +116,22 @@ class CompiledStep:
 
 @contextlib.contextmanager
 def preemption():
-    """Yields should_stop(step): whether SIGTERM (or Ctrl-C) asked the job, on any host, to save and end."""
+    """Yields should_stop(step): whether SIGTERM (or Ctrl-C) asked the job, on any host, to save and end.
+
+    A second signal ends it at once, unsaved.
+    """
     asked = threading.Event()
     previous = {}
+
+    def ask(number, _):
+        asked.set()
+        signal.signal(number, previous[number])
+
+    # With several processes SIGTERM belongs to JAX's preemption service, which tells all hosts.
+    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, lambda *_: asked.set())
+        for number in numbers:
+            previous[number] = signal.signal(number, ask)
 
     def should_stop(step: int) -> bool:
         if jax.process_count() == 1:
@@ -151,39 +162,44 @@ def fit(task: Task, config, workdir: str | Path) -> tuple[TrainState, Any]:
         stack.enter_context(jax.set_mesh(mesh))
         shardings = sharding.shardings(jax.eval_shape(init, key), mesh)
         store = stack.enter_context(Store(workdir / "checkpoints", keep=config.keep))
-        state, frozen, damaged = _start(init, key, shardings, store, config, workdir)
+        state, frozen, damaged = _start(init, key, shardings, store, config, workdir, metrics.say)
         start = int(state.step)
-        writer = metrics.Writer(workdir, start)
-        stack.callback(writer.close)
+        writer = stack.enter_context(contextlib.closing(metrics.Writer(workdir, start)))
         progress = metrics.Progress(config.steps, start, config.batch_size)
-        stack.callback(progress.close)
-        if start:
-            progress.say(f"resumed from step {start} in {store.directory}")
+        stack.enter_context(contextlib.closing(progress))
         step = make_step(task, optimizer, config.accumulate, config.seed)
-        run = CompiledStep(step, shardings[0], progress.say)
+        run = CompiledStep(step, shardings[0], metrics.say)
         batches = stack.enter_context(contextlib.closing(task.train_data(rows, start)))
         should_stop = stack.enter_context(preemption())
         loop = _Loop(task, config, mesh, store, writer, progress, damaged)
         return loop(run, batches, state, frozen, should_stop), frozen
 
 
-def _start(init, key, shardings, store: Store, config, workdir: Path):
+def _start(init, key, shardings, store: Store, config, workdir: Path, say):
     """The state to go on from: (state, frozen, fingerprints of damaged records met so far)."""
     like, frozen_like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(init, key), shardings
     )
     found = store.restore(like)
-    frozen = {}
-    with Store(workdir / "frozen") as once:
+    with Store(workdir / "frozen", keep=1) as once:
         if found is None:
             state, frozen = jax.jit(init, out_shardings=shardings)(key)
-            if frozen:
-                once.save(0, frozen, {})
+            if frozen:  # also over those of a run that ended before its first checkpoint
+                once.save(max(once.steps(), default=-1) + 1, frozen, {})
             return state, frozen, set()
-        if frozen_like:
-            frozen = once.restore(frozen_like, 0)[0]
-    state, meta, _ = found
+        frozen = once.restore(frozen_like)[0] if frozen_like else {}
+    state, meta, step = found
+    say(f"resumed from step {step} in {store.directory}")
+    for line in _changes(meta["config"], config.to_dict()):
+        say(f"  this run differs from the one that was saved: {line}")
     return state, frozen, set(meta["damaged"])
+
+
+def _changes(old: dict, new: dict) -> list[str]:
+    """What differs between two configs, a line per field."""
+    a, b = (tree.paths(json.loads(json.dumps(c))) for c in (old, new))
+    fields = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return [f"config.{f.replace('/', '.')} was {a.get(f)!r}, is {b.get(f)!r}" for f in fields]
 
 
 class _Loop:
@@ -193,6 +209,7 @@ class _Loop:
         self.task, self.config, self.mesh = task, config, mesh
         self.store, self.writer, self.progress = store, writer, progress
         self.damaged = damaged
+        self.latest: dict[str, float] = {}
         self.pending: collections.deque = collections.deque()
         self.waited = 0.0  # seconds without a batch, of this window
 
@@ -221,7 +238,7 @@ class _Loop:
                 self._save(step, state)
                 saved = step
             if stop and not last:
-                self.progress.say(f"stopped by a signal at step {saved}, saved; the same command goes on from here")
+                metrics.say(f"stopped by a signal at step {saved}, saved; the same command goes on from here")
                 break
         self.store.wait()
         return state
@@ -264,7 +281,7 @@ class _Loop:
         newest = self.pending[-1][0]
         window = time.perf_counter() - self.progress.mark
         values = {"waited_for_data": self.waited / max(window, 1e-9), "damaged": len(self.damaged)}
-        text = f"loss {self.latest['loss']:.4f}" if hasattr(self, "latest") else "starting"
+        text = f"loss {self.latest['loss']:.4f}" if self.latest else "first steps"
         values |= self.progress.report(text)
         self.waited = 0.0
         self.writer.write(newest, values)
@@ -276,7 +293,7 @@ class _Loop:
             self._drain(0)
             self.writer.write(step, values)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:6])
-            self.progress.say(f"evaluation at step {step}: {shown}")
+            metrics.say(f"evaluation at step {step}: {shown}")
         self.progress.pause(time.perf_counter() - began)
 
     def _save(self, step: int, state: TrainState) -> None:
