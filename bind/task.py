@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bind import losses, zoo
+from bind import losses, settings, zoo
 from bind.data import pipeline, tables
 from bind.evaluate import held_out as held
 from bind.models import imagebind
@@ -37,6 +37,7 @@ def contrastive(config) -> Task:
     config: see configs/demo.py, where every field is explained. The second modality of a pair carries the
     temperature. Raises: ConfigError, DataError.
     """
+    settings.check(config)
     entry = zoo.lookup(config.model)
     model = entry.build(remat=config.remat, dtype=jnp.dtype(config.dtype))
     order = {frozenset(p.modalities): tuple(p.modalities) for p in config.pairs.values()}

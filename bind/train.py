@@ -7,9 +7,6 @@ all that is needed to go on; the frozen leaves, which never change, are stored o
 
 import collections
 import contextlib
-import json
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from bind import metrics, optim, sharding, tree
+from bind import metrics, optim, preemption, settings, sharding, tree
 from bind.ckpt.store import Store
 from bind.data.pipeline import DAMAGED
 from bind.errors import ConfigError, TrainingError
@@ -114,44 +110,13 @@ class CompiledStep:
         return self.executables[signature](state, frozen, batch)
 
 
-@contextlib.contextmanager
-def preemption():
-    """Yields should_stop(step): whether SIGTERM (or Ctrl-C) asked the job, on any host, to save and end.
-
-    A second signal ends it at once, unsaved.
-    """
-    asked = threading.Event()
-    previous = {}
-
-    def ask(number, _):
-        asked.set()
-        signal.signal(number, previous[number])
-
-    # With several processes SIGTERM belongs to JAX's preemption service, which tells all hosts.
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    if threading.current_thread() is threading.main_thread():
-        for number in numbers:
-            previous[number] = signal.signal(number, ask)
-
-    def should_stop(step: int) -> bool:
-        if jax.process_count() == 1:
-            return asked.is_set()
-        # All hosts must leave at the same step, whichever of them got the signal.
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    try:
-        yield should_stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def fit(task: Task, config, workdir: str | Path) -> tuple[TrainState, Any]:
     """Trains until config.steps, resuming from the newest good checkpoint in `workdir`.
 
     Returns the final state and the frozen leaves. Returns early, saved, after SIGTERM.
     Raises: ConfigError, DataError, CheckpointError, TrainingError, each with what to do.
     """
+    settings.check(config)
     workdir = Path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     rows = sharding.local_rows(config.batch_size, mesh)
@@ -170,7 +135,7 @@ def fit(task: Task, config, workdir: str | Path) -> tuple[TrainState, Any]:
         step = make_step(task, optimizer, config.accumulate, config.seed)
         run = CompiledStep(step, shardings[0], metrics.say)
         batches = stack.enter_context(contextlib.closing(task.train_data(rows, start)))
-        should_stop = stack.enter_context(preemption())
+        should_stop = stack.enter_context(preemption.requests())
         loop = _Loop(task, config, mesh, store, writer, progress, damaged)
         return loop(run, batches, state, frozen, should_stop), frozen
 
@@ -190,16 +155,9 @@ def _start(init, key, shardings, store: Store, config, workdir: Path, say):
         frozen = once.restore(frozen_like)[0] if frozen_like else {}
     state, meta, step = found
     say(f"resumed from step {step} in {store.directory}")
-    for line in _changes(meta["config"], config.to_dict()):
+    for line in settings.changes(meta["config"], config.to_dict()):
         say(f"  this run differs from the one that was saved: {line}")
     return state, frozen, set(meta["damaged"])
-
-
-def _changes(old: dict, new: dict) -> list[str]:
-    """What differs between two configs, a line per field."""
-    a, b = (tree.paths(json.loads(json.dumps(c))) for c in (old, new))
-    fields = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-    return [f"config.{f.replace('/', '.')} was {a.get(f)!r}, is {b.get(f)!r}" for f in fields]
 
 
 class _Loop:

@@ -16,26 +16,14 @@ from ml_collections import ConfigDict
 LEFT, RIGHT = (0.0, 0.0, 0.62, 1.0), (0.66, 0.0, 1.0, 1.0)  # left, top, right, bottom
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" or "tiny"."""
-    if variant not in ("", "tiny"):
-        raise ValueError(f"configs/demo.py has no variant {variant!r}; there is 'tiny'")
-    config = ConfigDict()
-    config.task = "contrastive"  # see launch/train.py
-    config.model = "imagebind_demo"
-    config.seed = 0
-    config.steps = 800
-    config.batch_size = 32
-    config.accumulate = 1  # slices of a batch whose gradients are averaged, to save memory
-    config.dtype = "float32"
-    config.remat = "none"  # or "full", "dots": see bind/nn/transformer.py
+def pairs() -> dict:
+    """Each step draws one of these, in proportion to the weights.
 
-    # Paths that learn. As in ImageBind only the text temperature does; the others are fixed.
-    config.trainable = r"(?!(audio|depth|imu)/logit_scale).*"
+    `source` is a kind in bind/data/tables.py and its arguments; `fields` says which field of a record holds
+    a modality; `train` and `test` which part of the data each may see. The second modality of a pair
+    carries the temperature. `cache` keeps decoded records in memory.
+    """
 
-    # Each step draws one pair, in proportion to the weights. `source` is a kind in bind/data/tables.py and
-    # its arguments; `fields` says which field of a record holds a modality; `train` and `test` which part
-    # of the data each may see. The second modality of a pair carries the temperature.
     def samples(name):
         return {"kind": "samples", "name": name}
 
@@ -47,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "train": {"where": {"camera": "left"}, "crop": (0.25, 1.0)},
         "test": {"where": {"camera": "right"}, "crop": (0.5, 1.0)},
     }
-    config.pairs = {
+    return {
         "photos": {
             "modalities": ("vision", "text"), "source": samples("photos"), "weight": 2.0, "cache": True,
             "fields": {"vision": "image", "text": "text"}, **picture_parts,
@@ -77,6 +65,25 @@ def get_config(variant: str = "") -> ConfigDict:
         },
     }  # fmt: skip
 
+
+def get_config(variant: str = "") -> ConfigDict:
+    """variant: "" or "tiny"."""
+    if variant not in ("", "tiny"):
+        raise ValueError(f"configs/demo.py has no variant {variant!r}; there is 'tiny'")
+    config = ConfigDict()
+    config.task = "contrastive"  # see launch/train.py
+    config.model = "imagebind_demo"
+    config.seed = 0
+    config.steps = 800
+    config.batch_size = 32
+    config.accumulate = 1  # slices of a batch whose gradients are averaged, to save memory
+    config.dtype = "float32"
+    config.remat = "none"  # or "full", "dots": see bind/nn/transformer.py
+
+    # Paths that learn. As in ImageBind only the text temperature does; the others are fixed.
+    config.trainable = r"(?!(audio|depth|imu)/logit_scale).*"
+
+    config.pairs = pairs()
     config.optim = {
         "learning_rate": 1e-3,
         "warmup": 50,

@@ -123,6 +123,16 @@ def _load(path: str, columns: dict) -> _Shard:
     return _Shard(File(path), keys, first, columns["kinds"], kind, offset, size)
 
 
+def _sidecar(name: str) -> dict | None:
+    """The columns kept in an index file; None where there are none: the tar itself is the truth."""
+    try:
+        with open(name, encoding="utf-8") as file:
+            columns = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return columns if isinstance(columns, dict) else None
+
+
 def _index(path: str, cache: str | None) -> _Shard:
     """The index of a shard: its sidecar if that was made of this very file, else by scanning."""
     stat, name = os.stat(path), f"{path}.index.json"
@@ -130,13 +140,9 @@ def _index(path: str, cache: str | None) -> _Shard:
         digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:16]
         name = os.path.join(cache, f"{os.path.basename(path)}.{digest}.index.json")
     stamp = [1, stat.st_size, stat.st_mtime_ns]  # the format, and what the index was made of
-    try:
-        with open(name, encoding="utf-8") as file:
-            columns = json.load(file)
-        if columns["stamp"] == stamp:
-            return _load(path, columns)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no index, or one of no use: the tar itself is the truth
+    columns = _sidecar(name)
+    if columns and columns.get("stamp") == stamp:
+        return _load(path, columns)
     columns, part = {"stamp": stamp, **_scan(path)}, f"{name}.{os.getpid()}.part"
     try:
         with open(part, "w", encoding="utf-8") as file:
