@@ -1,6 +1,7 @@
 """Being asked to end: SIGTERM and Ctrl-C."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,11 +23,16 @@ def requests() -> Iterator[Callable[[int], bool]]:
         asked.set()
         signal.signal(number, previous[number])
 
+    def pass_on(number, _):
+        signal.signal(number, previous[number])
+        os.kill(os.getpid(), signal.SIGTERM)
+
     # With several processes SIGTERM belongs to JAX's preemption service, which tells all hosts.
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    alone = jax.process_count() == 1
+    handlers = {signal.SIGTERM: ask, signal.SIGINT: ask} if alone else {signal.SIGINT: pass_on}
     if threading.current_thread() is threading.main_thread():
-        for number in numbers:
-            previous[number] = signal.signal(number, ask)
+        for number, handler in handlers.items():
+            previous[number] = signal.signal(number, handler)
 
     def should_stop(step: int) -> bool:
         if jax.process_count() == 1:

@@ -108,3 +108,9 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> tuple[int, int]:
     mine = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     starts = [(s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in mine]
     return min(a for a, _ in starts), max(b for _, b in starts)
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """Inside jit: x whole on every device of the mesh in force, so that every process can read it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())

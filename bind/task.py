@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bind import losses, settings, zoo
+from bind import losses, settings, sharding, zoo
 from bind.data import pipeline, tables
 from bind.evaluate import held_out as held
 from bind.models import imagebind
@@ -74,7 +74,7 @@ def held_out_views(config, model, inputs) -> Callable[[dict], dict[str, held.Vie
     tests = {
         n: tables.make_stream(inputs, n, p, "test") for n, p in config.pairs.items() if "test" in p
     }
-    encode = jax.jit(lambda params, x: embeddings(model, params, x))
+    encode = jax.jit(lambda params, x: jax.tree.map(sharding.replicated, embeddings(model, params, x)))
     read: dict = {}
 
     def measure(params):

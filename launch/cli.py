@@ -62,6 +62,9 @@ def run(main: Callable, positional: bool = False) -> None:
         except BindError as error:
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
             sys.exit(1)
+        except OSError as error:  # a folder that cannot be written, a full disk
+            print(f"\n{error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(1)
 
     app.run(guarded, flags_parser=_parse)
 
