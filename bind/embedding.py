@@ -21,18 +21,22 @@ def embed(
 
     Args:
       model, params: from `bind.load`.
-      inputs: {modality: items}. An item is a path or the bytes of a file; text is a string. A numpy array
-        stands for what the file would decode to: u8[H, W, 3] for vision, f32[T, 6] for imu.
+      inputs: {modality: items}. An item is a path or the bytes of a file; text is a string. A numpy
+        array stands for what the file would decode to: u8[H, W, 3] for vision, f32[T, 6] for imu.
       batch_size: items encoded at once; the last batch is padded, so there is one compilation.
-    Returns: {modality: f32[N, D]}, unit length. Sounds are the mean of their clips, as in ImageBind.
+    Returns: {modality: f32[N, D]}, unit length. A sound is the mean of its clips.
     Raises: DataError naming the file; ConfigError for a modality that the model lacks.
     """
-    return {name: _embed_one(model, params, name, items, batch_size) for name, items in inputs.items()}
+    return {
+        name: _embed_one(model, params, name, items, batch_size) for name, items in inputs.items()
+    }
 
 
 def _embed_one(model, params, name: str, items: Sequence[Any], batch_size: int) -> jax.Array:
     if name not in model.towers:
-        raise ConfigError(f"modality {name!r}", "is not one of this model's", f"it has {sorted(model.towers)}")
+        raise ConfigError(
+            f"modality {name!r}", "is not one of this model's", f"it has {sorted(model.towers)}"
+        )
     if isinstance(items, str | bytes):
         raise ConfigError(f"inputs[{name!r}]", "is one item", "pass a list of them")
     decode = inputs_.decoders(model.inputs, {name: name})
@@ -69,7 +73,8 @@ def similarity(a, b) -> jax.Array:
 
 
 def probabilities(params, z: Mapping[str, Any], first: str, second: str) -> jax.Array:
-    """f32[N, M]: for each of z[first], a softmax over z[second] with the temperature they were trained at.
+    """f32[N, M]: for each of z[first], a softmax over z[second] with the temperature they were
+    trained at.
 
     Raises: ConfigError where neither modality has a temperature.
     """

@@ -1,7 +1,8 @@
-"""One sentence for everything that can go wrong: what it is, why it cannot be used, what to do about it.
+"""One sentence for everything that can go wrong: what it is, why it cannot be used, what to do
+about it.
 
-Every error a user can cause is one of these. They are raised where the fault is found and never wrapped
-again; anything else that escapes is a bug of ours.
+Every error a user can cause is one of these. They are raised where the fault is found and never
+wrapped again; anything else that escapes is a bug of ours.
 """
 
 
@@ -9,7 +10,7 @@ class BindError(Exception):
     """Base of the package's errors.
 
     Args:
-      where: the thing at fault: a file (with a line number, if it has lines), a config field, a tensor.
+      where: the thing at fault: a file (and line), a config field, a tensor.
       reason: why it cannot be used.
       remedy: what to do about it.
     """
@@ -35,4 +36,4 @@ class CheckpointError(BindError):
 
 
 class TrainingError(BindError):
-    """A run that must not go on: non-finite losses in a row, too many damaged samples, a full disk."""
+    """A run that must not go on: losses that are not finite, too much damaged data, a full disk."""

@@ -12,12 +12,14 @@ def normalize(x, eps: float = 1e-12):
 
 
 def info_nce(a, b, scale):
-    """Symmetric InfoNCE (arXiv 2103.00020, figure 3): row i of `a` belongs to row i of `b` and to no other.
+    """Symmetric InfoNCE (arXiv 2103.00020, figure 3): row i of `a` belongs to row i of `b` and to
+    no other.
 
     a, b: f32[B, D], need not be normalised. scale: f32[], 1 / temperature.
-    Returns: f32[], the mean of both directions (ImageBind and LanguageBind print their sum or mean; the
-    gradient's direction is the same), and metrics {"a2b", "b2a"}: the fraction of rows that find their
-    partner first.
+    Returns: f32[], the mean of both directions (ImageBind and LanguageBind print their sum or mean;
+    the
+    gradient's direction is the same), and metrics {"a2b", "b2a"}: the fraction of rows that find
+    their partner first.
     """
     logits = scale * normalize(a) @ normalize(b).T
     own = jnp.arange(logits.shape[0])

@@ -1,4 +1,5 @@
-"""What a run tells: metrics.jsonl (always), TensorBoard, and a progress line with throughput and time left.
+"""What a run tells: metrics.jsonl (always), TensorBoard, and a progress line with throughput and
+time left.
 
 Process 0 writes; the others keep silent.
 """
@@ -31,9 +32,10 @@ def say(text: str) -> None:
 
 
 class Writer:
-    """Appends one JSON object a step to `workdir/metrics.jsonl` and the same numbers to TensorBoard.
+    """Appends one JSON object a step to `workdir/metrics.jsonl`; TensorBoard gets the numbers.
 
-    start: the step a run resumes from. Records behind it are of a future that was never saved: they go,
+    start: the step a run resumes from. Records behind it are of a future that was never saved: they
+      go,
     so that the file always tells one history.
     """
 
@@ -51,14 +53,18 @@ class Writer:
         self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float | str]) -> None:
-        """One record. Numbers keep every bit (JSON's repr is exact); NaN and infinity become strings."""
+        """One record. Numbers keep every bit; NaN and infinity become strings."""
         if not self.active:
             return
-        record = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in values.items()}
+        record = {
+            k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in values.items()
+        }
         try:
             self.file.write(json.dumps({"step": step, **record}) + "\n")
         except OSError as error:
-            raise TrainingError(self.file.name, f"cannot be written: {error.strerror}", "free some space") from error
+            raise TrainingError(
+                self.file.name, f"cannot be written: {error.strerror}", "free some space"
+            ) from error
         for name, value in values.items():
             if not isinstance(value, str) and math.isfinite(value):
                 self.board.add_scalar(name, value, step)
@@ -71,7 +77,9 @@ class Writer:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise TrainingError(self.file.name, f"cannot be written: {error.strerror}", "free some space") from error
+            raise TrainingError(
+                self.file.name, f"cannot be written: {error.strerror}", "free some space"
+            ) from error
         self.board.flush()
 
     def close(self) -> None:
@@ -82,7 +90,7 @@ class Writer:
 
 
 class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere. Knows what time was not spent on steps."""
+    """A bar on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self, total: int, start: int, unit: int):
         self.total, self.step, self.unit = total, start, unit
@@ -103,7 +111,7 @@ class Progress:
         self.step = step
 
     def report(self, text: str) -> dict[str, float]:
-        """Closes a window: shows `text` with throughput and time left, and returns both as metrics."""
+        """Closes a window: shows `text`, throughput and time left; returns them as metrics."""
         now = time.perf_counter()
         steps, seconds = self.step - self.mark_step, max(now - self.mark - self.paused, 1e-9)
         self.rate = steps * self.unit / seconds

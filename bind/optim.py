@@ -1,9 +1,9 @@
 """AdamW with schedules, decay masks and learning rates by path, clipping and accumulation.
 
-A step may touch only part of the model: training draws each batch from one modality pair, and the towers of
-the other modalities must not move, neither by Adam's momentum nor by weight decay. So every top-level group
-of the parameters has an optimizer state of its own, and a group without gradients passes through unchanged.
-The learning rate follows the global step.
+A step may touch only part of the model: training draws each batch from one modality pair, and the
+towers of the other modalities must not move, neither by Adam's momentum nor by weight decay. So
+every top-level group of the parameters has an optimizer state of its own, and a group without
+gradients passes through unchanged. The learning rate follows the global step.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,8 @@ import optax
 from bind import tree
 from bind.errors import ConfigError
 
-NO_DECAY = r"(.*/)?(bias|scale|bias_[kv]|cls|positions|logit_scale)"  # vectors, and what CLIP exempts
+# Vectors, and what CLIP exempts.
+NO_DECAY = r"(.*/)?(bias|scale|bias_[kv]|cls|positions|logit_scale)"
 
 
 class Optimizer(NamedTuple):
@@ -36,7 +37,9 @@ def cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> optax.Sc
     Step 0 already moves: the warm-up is counted from 1.
     """
     if not 0 <= warmup < total:
-        raise ConfigError("config.optim.warmup", f"{warmup} of {total} steps", "make it shorter than the run")
+        raise ConfigError(
+            "config.optim.warmup", f"{warmup} of {total} steps", "make it shorter than the run"
+        )
     schedule = optax.warmup_cosine_decay_schedule(0.0, peak, max(warmup, 1), max(total, 2), floor)
     return lambda step: schedule(step + 1 if warmup else step)
 
@@ -107,8 +110,8 @@ def from_config(config) -> Optimizer:
 def accumulated(value_and_grad: Callable, steps: int) -> Callable:
     """Averages a `value_and_grad(params, batch, key)` over `steps` equal slices of the batch.
 
-    The memory of activations falls by `steps`. The means are exact for losses that are means over rows; a
-    contrastive loss sees only the negatives of its slice. Returns a function of the same signature.
+    The memory of activations falls by `steps`. The means are exact for losses that are means over
+    rows; a contrastive loss sees only the negatives of its slice. Same signature.
     """
     if steps == 1:
         return value_and_grad
@@ -116,8 +119,10 @@ def accumulated(value_and_grad: Callable, steps: int) -> Callable:
     def run(params, batch, key):
         def cut(x):
             if x.shape[0] % steps:
-                raise ConfigError("config.accumulate", f"{x.shape[0]} rows do not divide by {steps}")
-            # Slice i takes every steps-th row, so that each device keeps rows of its own in every slice.
+                raise ConfigError(
+                    "config.accumulate", f"{x.shape[0]} rows do not divide by {steps}"
+                )
+            # Slice i takes every steps-th row: each device keeps rows of its own in every slice.
             return jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0)
 
         def one(total, slice_and_key):
@@ -125,7 +130,9 @@ def accumulated(value_and_grad: Callable, steps: int) -> Callable:
             return jax.tree.map(lambda t, o: t + o / steps, total, out), None
 
         slices, keys = jax.tree.map(cut, batch), jax.random.split(key, steps)
-        shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], slices), keys[0])
+        shapes = jax.eval_shape(
+            value_and_grad, params, jax.tree.map(lambda x: x[0], slices), keys[0]
+        )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(one, zeros, (slices, keys))[0]
 

@@ -21,7 +21,8 @@ def _at_least(low):
     return lambda x: x >= low
 
 
-# field -> (type, whether a value will do, what it must be). optim and data hold their fields below them.
+# field -> (type, whether a value will do, what it must be). optim and data hold their fields below
+# them.
 FIELDS = {
     "task": (str, None, "a name in launch/train.py"),
     "model": (str, None, "a name of the zoo"),
@@ -62,7 +63,9 @@ def check(config: Mapping) -> None:
         value = values
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise ConfigError(f"config.{name}", "is missing", f"it must be {wanted}; see configs/demo.py")
+                raise ConfigError(
+                    f"config.{name}", "is missing", f"it must be {wanted}; see configs/demo.py"
+                )
             value = value[part]
         kinds = (int, float) if kind is float else (tuple, list) if kind is tuple else kind
         if not isinstance(value, kinds) or isinstance(value, bool) or (fits and not fits(value)):

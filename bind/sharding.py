@@ -1,7 +1,8 @@
-"""Where every array lives: one mesh, one table of rules, for parameters, adapters and Adam's moments alike.
+"""Where every array lives: one mesh and one table, for parameters, adapters and Adam's moments.
 
-The mesh has three axes. `data` holds copies of the parameters, `fsdp` splits them (and the batch), `tensor`
-splits the matrices of a block (and its heads). `jax.jit` with these shardings is what pjit used to be.
+The mesh has three axes. `data` holds copies of the parameters, `fsdp` splits them (and the batch),
+`tensor` splits the matrices of a block (and its heads). `jax.jit` with these shardings is what pjit
+used to be.
 """
 
 import math
@@ -18,8 +19,8 @@ from bind.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 
-# (path ends with, axis per dimension). Right-aligned: scanned layers and Adam's moments only add in front.
-# The first match wins. An axis that does not divide its dimension is left out.
+# (path ends with, axis per dimension). Right-aligned: scanned layers and Adam's moments only add in
+# front. The first match wins. An axis that does not divide its dimension is left out.
 RULES = (
     (r"(q|k|v|up|gate)/kernel", ("fsdp", "tensor")),
     (r"(q|k|v|up|gate)/bias", ("tensor",)),
@@ -47,7 +48,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> j
     shape = [data, fsdp, tensor]
     if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
         raise ConfigError(
-            "config.mesh", f"{dict(zip(AXES, shape, strict=True))} is not a mesh", "at most one axis may be -1"
+            "config.mesh",
+            f"{dict(zip(AXES, shape, strict=True))} is not a mesh",
+            "at most one axis may be -1",
         )
     if -1 in shape:
         known = -math.prod(shape)
@@ -55,10 +58,12 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> j
     if math.prod(shape) != len(devices):
         raise ConfigError(
             "config.mesh",
-            f"{dict(zip(AXES, shape, strict=True))} needs {math.prod(shape)} devices, there are {len(devices)}",
+            f"{dict(zip(AXES, shape, strict=True))} needs {math.prod(shape)} devices, "
+            f"there are {len(devices)}",
             "make the product equal, or set one axis to -1",
         )
-    # Auto is the compiler-driven mode (pjit's). The default is Explicit since JAX 0.9, under which Linen breaks.
+    # Auto is the compiler-driven mode (pjit's). The default is Explicit since JAX 0.9, under which
+    # Linen breaks.
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -72,13 +77,17 @@ def spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
 
 def shardings(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of NamedShardings for a tree of arrays or ShapeDtypeStructs."""
-    return tree.map_with_path(lambda path, x: NamedSharding(mesh, spec(path, x.shape, mesh)), shapes)
+    return tree.map_with_path(
+        lambda path, x: NamedSharding(mesh, spec(path, x.shape, mesh)), shapes
+    )
 
 
 def abstract(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     """ShapeDtypeStructs that carry their shardings: what `lower` and a restore want."""
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes, mesh)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings(shapes, mesh),
     )
 
 
@@ -88,7 +97,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a global batch -> global arrays. Returns at once; the copy is asynchronous."""
+    """This process's rows of a global batch -> global arrays; the copy is asynchronous."""
     rows = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
 
@@ -111,6 +120,6 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> tuple[int, int]:
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """Inside jit: x whole on every device of the mesh in force, so that every process can read it."""
+    """Inside jit: x whole on every device of the mesh in force, for every process to read."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())

@@ -1,4 +1,4 @@
-"""What is learned: a Task is a few functions; the loop in bind.train knows nothing else of a model."""
+"""What is learned: a Task is a few functions, all that the loop in bind.train knows of a model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +19,8 @@ class Task(NamedTuple):
     init(key) -> params: the initial parameters, pure.
     loss(params, batch, key) -> (f32[], {name: f32[]}): pure; sees the global batch.
     uses(batch keys) -> (group -> bool): which groups of the parameters such a batch needs.
-    train_data(rows, start) -> an iterator of this process's rows of the batches from step `start` on, with
-      close(); see bind.data.pipeline.
+    train_data(rows, start) -> an iterator of this process's rows of the batches from step `start`
+      on, with close(); see bind.data.pipeline.
     evaluate(params) -> {name: float}: held-out metrics; {} where there is nothing to measure.
     """
 
@@ -34,7 +34,8 @@ class Task(NamedTuple):
 def contrastive(config) -> Task:
     """Binding by InfoNCE, each batch from one modality pair (arXiv 2305.05665, section 3.2).
 
-    config: see configs/demo.py, where every field is explained. The second modality of a pair carries the
+    config: see configs/demo.py, where every field is explained. The second modality of a pair
+      carries the
     temperature. Raises: ConfigError, DataError.
     """
     settings.check(config)
@@ -70,11 +71,13 @@ def contrastive(config) -> Task:
 
 
 def held_out_views(config, model, inputs) -> Callable[[dict], dict[str, held.Views]]:
-    """measure(params) -> {pair: the embeddings of its held-out part}; reads the data at the first call."""
+    """measure(params) -> {pair: its held-out part, embedded}; reads the data at the first call."""
     tests = {
         n: tables.make_stream(inputs, n, p, "test") for n, p in config.pairs.items() if "test" in p
     }
-    encode = jax.jit(lambda params, x: jax.tree.map(sharding.replicated, embeddings(model, params, x)))
+    encode = jax.jit(
+        lambda params, x: jax.tree.map(sharding.replicated, embeddings(model, params, x))
+    )
     read: dict = {}
 
     def measure(params):

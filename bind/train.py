@@ -61,10 +61,12 @@ def make_step(task: Task, optimizer: optim.Optimizer, accumulate: int, seed: int
     """step(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     Only the groups that the batch's keys use are differentiated and moved. A step with a loss or gradient
-    that is not finite leaves trainable and opt_state as they were, and counts itself.
+    that is not finite leaves trainable and opt_state as they were, and counts itself. The marks of
+    damaged records pass through, so that every process learns those of all.
     """
 
     def step(state: TrainState, frozen, batch):
+        marks, batch = batch[DAMAGED], {n: x for n, x in batch.items() if n != DAMAGED}
         uses = task.uses(batch.keys())
         active = {g: sub for g, sub in state.trainable.items() if uses(g)}
         others = {g: sub for g, sub in state.trainable.items() if g not in active}
@@ -87,7 +89,8 @@ def make_step(task: Task, optimizer: optim.Optimizer, accumulate: int, seed: int
             trainable=keep(learned, state.trainable),
             opt_state=keep(opt_state, state.opt_state),
         )
-        return state, {"loss": value, **aux, **report, "skipped": state.skipped}
+        values = {"loss": value, **aux, **report, "skipped": state.skipped}
+        return state, {**values, DAMAGED: sharding.replicated(marks)}
 
     return step
 
@@ -102,12 +105,15 @@ class CompiledStep:
     def __call__(self, state, frozen, batch):
         signature = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(batch.items()))
         if signature not in self.executables:
-            names = " + ".join(name for name, *_ in signature)
-            self.say(f"compiling the step for {names} (large models take minutes; cached for the next run) ...")
+            self.say(f"compiling the step for {_title(batch)} (large models take minutes; cached for the next run) ...")
             began = time.perf_counter()
             self.executables[signature] = self.jitted.lower(state, frozen, batch).compile()
             self.say(f"compiled in {time.perf_counter() - began:.1f} s")
         return self.executables[signature](state, frozen, batch)
+
+
+def _title(batch) -> str:
+    return " + ".join(sorted(name for name in batch if name != DAMAGED))
 
 
 def fit(task: Task, config, workdir: str | Path) -> tuple[TrainState, Any]:
@@ -182,7 +188,7 @@ class _Loop:
                 state, values = run(state, frozen, batch)
             if len(run.executables) > known:
                 self.progress.pause(time.perf_counter() - began)
-            self.pending.append((step, " + ".join(sorted(batch)), values))
+            self.pending.append((step, _title(batch), values))
             self._drain(LAG)
             self.progress.advance(step)
 
@@ -203,35 +209,40 @@ class _Loop:
 
     def _next(self, batches) -> dict[str, jax.Array]:
         began = time.perf_counter()
-        batch = dict(next(batches))
-        marks = batch.pop(DAMAGED)
+        batch = next(batches)
         self.waited += time.perf_counter() - began
-        self.damaged |= set(marks[marks != 0].tolist())
-        if len(self.damaged) > self.config.max_damaged:
-            raise TrainingError(
-                "training data",
-                f"{len(self.damaged)} damaged records, more than config.max_damaged = {self.config.max_damaged}",
-                "the warnings above name them; mend the data or raise the limit",
-            )
         return sharding.put_batch(batch, self.mesh)
 
     def _drain(self, keep: int) -> None:
         """Writes the metrics of all but the newest `keep` steps; waits only for those it writes."""
         while len(self.pending) > keep:
             step, batch, values = self.pending.popleft()
-            values = {name: float(x) for name, x in jax.device_get(values).items()}
-            self.latest = values
-            self.writer.write(step, {"batch": batch, **values})
-            if values["skipped"] >= self.config.max_skipped:
-                raise TrainingError(
-                    f"step {step} ({batch})",
-                    f"{int(values['skipped'])} steps in a row gave a loss or gradient that is not finite",
-                    f"the parameters are as before them and the last checkpoint is step {self._last_saved()}; "
-                    "lower the learning rate, or look at the batches of these steps",
-                )
+            values = jax.device_get(values)
+            self.damaged |= set(values.pop(DAMAGED).tolist()) - {0}
+            self.latest = {name: float(x) for name, x in values.items()}
+            self.writer.write(step, {"batch": batch, **self.latest})
+            self._check_limits(f"step {step} ({batch})", int(values["skipped"]))
 
-    def _last_saved(self) -> int:
-        return max(self.store.steps(), default=0)
+    def _check_limits(self, where: str, skipped: int) -> None:
+        if len(self.damaged) > self.config.max_damaged:
+            limit = f"more than config.max_damaged = {self.config.max_damaged}"
+            raise TrainingError(
+                where,
+                f"{len(self.damaged)} different records were damaged so far, {limit}",
+                f"the warnings above name them; mend the data or raise the limit; {self._kept()}",
+            )
+        if skipped >= self.config.max_skipped:
+            raise TrainingError(
+                where,
+                f"{skipped} steps in a row gave a loss or gradient that is not finite",
+                "lower the learning rate, or look at the batches of these steps; nothing is lost: "
+                f"the parameters are as before them, {self._kept()}",
+            )
+
+    def _kept(self) -> str:
+        self.store.wait()
+        steps = self.store.steps()
+        return f"the last checkpoint is step {steps[-1]}" if steps else "no checkpoint was due yet"
 
     def _report(self) -> None:
         if not self.pending:

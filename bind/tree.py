@@ -1,4 +1,5 @@
-"""Trees by path. A path is the names from the root joined by '/': `vision/trunk/blocks/attn/q/kernel`.
+"""Trees by path. A path is the names from the root joined by '/':
+`vision/trunk/blocks/attn/q/kernel`.
 
 Freezing, sharding, weight decay and saving are functions of these paths.
 """
@@ -95,7 +96,8 @@ def nbytes(tree: Tree) -> int:
 def shapes(tree: Tree) -> Tree:
     """The same tree with ShapeDtypeStructs (shardings kept) in place of arrays."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        tree,
     )
 
 

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     """A row of the zoo.
 
     build(**options) -> the Linen module. inputs: {modality: input of bind.data.inputs}; training,
-    embedding and evaluation all prepare their data by it. source, licence: of the published weights.
+    embedding and evaluation all prepare their data by it. source, licence: the weights'.
     """
 
     about: str
@@ -36,7 +36,7 @@ IMU_STD = (7.072, 6.794, 3.546, 2.112, 1.821, 3.517)
 
 ZOO = {
     "imagebind_demo": Entry(
-        about="vision, text, audio, depth and IMU towers of 0.1 to 0.8 M parameters, 64-d; see configs/demo.py",
+        about="five towers of 0.1 to 0.4 M parameters, embeddings of 64; see configs/demo.py",
         build=lambda **options: imagebind.imagebind(imagebind.DEMO, **options),
         inputs={
             "vision": inputs.Picture(48),
@@ -63,14 +63,21 @@ def lookup(name: str) -> Entry:
 def load(name: str, path: str | Path, **options) -> tuple[Any, dict]:
     """(model, params) from a training run's folder.
 
-    path: the --workdir of bind.train. options: for the row's build, such as only=("vision", "text") or dtype.
+    path: the --workdir of bind.train. options: for the row's build, such as only=("vision", "text")
+      or dtype.
     Raises: ConfigError, CheckpointError.
     """
     entry = lookup(name)
     model = entry.build(inputs=entry.inputs, **options)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), imagebind.example_inputs(model))["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), imagebind.example_inputs(model))[
+        "params"
+    ]
     if not (Path(path) / "checkpoints").is_dir():
-        raise CheckpointError(path, "is not a run's folder: it has no checkpoints", "pass the --workdir of the training")
+        raise CheckpointError(
+            path,
+            "is not a run's folder: it has no checkpoints",
+            "pass the --workdir of the training",
+        )
     learned, meta = store.read(Path(path) / "checkpoints")
     if meta["config"]["model"] != name:
         raise CheckpointError(path, f"is a run of {meta['config']['model']!r}, not {name!r}")

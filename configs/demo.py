@@ -1,14 +1,15 @@
 """Five modalities bound on the sample data, small enough for two CPU cores.
 
-  make demo                                                        # trains it and shows what it learned
-  python -m launch.train --config configs/demo.py --workdir runs/demo
+  make demo                                                        # trains it and shows what it
+  learned python -m launch.train --config configs/demo.py --workdir runs/demo
   python -m launch.train --config configs/demo.py:tiny --workdir runs/tiny       # about a minute
   python -m launch.train --config configs/demo.py --workdir runs/x --config.optim.learning_rate=1e-3
 
-Pictures bind: depth and sounds are only ever paired with pictures, and pictures with words. Whether a
-depth map finds its words, or a sound its words, was never trained and is measured on what is held out:
-the right-hand third of every photograph, the right camera of the stereo rig (its pictures and the depth maps
-computed for it), the last quarter of every sound, and the official test recordings of the watch.
+Pictures bind: depth and sounds are only ever paired with pictures, and pictures with words. Whether
+a depth map finds its words, or a sound its words, was never trained and is measured on what is held
+out: the right-hand third of every photograph, the right camera of the stereo rig (its pictures and
+the depth maps computed for it), the last quarter of every sound, and the official test recordings
+of the watch.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +20,9 @@ LEFT, RIGHT = (0.0, 0.0, 0.62, 1.0), (0.66, 0.0, 1.0, 1.0)  # left, top, right, 
 def pairs() -> dict:
     """Each step draws one of these, in proportion to the weights.
 
-    `source` is a kind in bind/data/tables.py and its arguments; `fields` says which field of a record holds
-    a modality; `train` and `test` which part of the data each may see. The second modality of a pair
-    carries the temperature. `cache` keeps decoded records in memory.
+    `source` is a kind in bind/data/tables.py and its arguments; `fields` says which field of a
+    record holds a modality; `train` and `test` which part of the data each may see. The second
+    modality of a pair carries the temperature. `cache` keeps decoded records in memory.
     """
 
     def samples(name):
@@ -37,29 +38,35 @@ def pairs() -> dict:
     }
     return {
         "photos": {
-            "modalities": ("vision", "text"), "source": samples("photos"), "weight": 2.0, "cache": True,
+            "modalities": ("vision", "text"), "source": samples("photos"),
+            "weight": 2.0, "cache": True,
             "fields": {"vision": "image", "text": "text"}, **picture_parts,
         },
         "scenes": {
-            "modalities": ("vision", "text"), "source": samples("depth"), "weight": 1.0, "cache": True,
+            "modalities": ("vision", "text"), "source": samples("depth"),
+            "weight": 1.0, "cache": True,
             "fields": {"vision": "image", "text": "text"}, "train": camera_parts["train"],
         },
         "depth": {
-            "modalities": ("vision", "depth"), "source": samples("depth"), "weight": 1.5, "cache": True,
+            "modalities": ("vision", "depth"), "source": samples("depth"),
+            "weight": 1.5, "cache": True,
             "fields": {"vision": "image", "depth": "depth", "text": "text"}, **camera_parts,
         },
         "players": {
-            "modalities": ("vision", "text"), "source": samples("sounds"), "weight": 1.0, "cache": True,
+            "modalities": ("vision", "text"), "source": samples("sounds"),
+            "weight": 1.0, "cache": True,
             "fields": {"vision": "image", "text": "text"}, "train": picture_parts["train"],
         },
         "sounds": {
-            "modalities": ("vision", "audio"), "source": samples("sounds"), "weight": 1.5, "cache": True,
+            "modalities": ("vision", "audio"), "source": samples("sounds"),
+            "weight": 1.5, "cache": True,
             "fields": {"vision": "image", "audio": "audio", "text": "text"},
             "train": {**picture_parts["train"], "within": (0.0, 0.7)},
             "test": {**picture_parts["test"], "within": (0.75, 1.0)},
         },
         "motion": {
-            "modalities": ("text", "imu"), "source": samples("imu"), "weight": 0.5, "cache": True,
+            "modalities": ("text", "imu"), "source": samples("imu"),
+            "weight": 0.5, "cache": True,
             "fields": {"imu": "imu", "text": "text"},
             "train": {"where": {"split": "train"}}, "test": {"where": {"split": "test"}},
         },

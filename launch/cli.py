@@ -1,4 +1,4 @@
-"""What the programs under launch/ share: errors as one sentence, the compilation cache, several processes."""
+"""What the programs share: errors as one sentence, the compilation cache, several processes."""
 
 import os
 import sys
@@ -11,10 +11,14 @@ from absl import app, flags, logging
 from bind.errors import BindError, ConfigError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("coordinator", None, "host:port of process 0, where a job has several processes.")
+flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, where a job has several processes."
+)
 flags.DEFINE_integer("num_processes", None, "How many processes the job has.")
 flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-flags.DEFINE_bool("distributed", False, "Find the other processes by the cluster (TPU pod, SLURM, MPI).")
+flags.DEFINE_bool(
+    "distributed", False, "Find the other processes by the cluster (TPU pod, SLURM, MPI)."
+)
 
 
 def compilation_cache() -> Path:
@@ -22,14 +26,16 @@ def compilation_cache() -> Path:
 
     JAX_COMPILATION_CACHE_DIR chooses another one.
     """
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "bind-jax" / "xla"
+    folder = (
+        os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "bind-jax" / "xla"
+    )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return Path(folder)
 
 
 def join_processes() -> None:
-    """Connects to the other processes of the job, if the flags ask for it. Must come before any JAX array.
+    """Connects to the other processes of the job, if the flags ask for it; before any array.
 
     Raises: ConfigError where a process cannot be reached within five minutes.
     """
@@ -37,12 +43,16 @@ def join_processes() -> None:
     if not FLAGS.distributed and given == [None] * 3:
         return
     if not FLAGS.distributed and None in given:
-        raise ConfigError("--coordinator, --num_processes, --process_id", "go together", "or pass --distributed")
+        raise ConfigError(
+            "--coordinator, --num_processes, --process_id", "go together", "or pass --distributed"
+        )
     try:
         jax.distributed.initialize(*given)
     except (RuntimeError, ValueError) as error:
         where = FLAGS.coordinator or "the cluster's coordinator"
-        raise ConfigError(where, f"not all processes joined: {error}", "start the command on every host") from error
+        raise ConfigError(
+            where, f"not all processes joined: {error}", "start the command on every host"
+        ) from error
 
 
 def run(main: Callable, positional: bool = False) -> None:

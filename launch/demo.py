@@ -3,8 +3,8 @@
   make demo                                     # or: python -m launch.demo
   python -m launch.demo --workdir runs/other --config configs/demo.py:tiny
 
-Writes into the work directory: loss.png, similarity.png, retrieval.png, report.json, and the run itself
-(checkpoints, metrics.jsonl, tensorboard), which `bind.load("imagebind_demo", workdir)` opens.
+Writes into the work directory: loss.png, similarity.png, retrieval.png, report.json, and the
+run itself, which `bind.load("imagebind_demo", workdir)` opens.
 """
 
 import json
@@ -18,13 +18,15 @@ from ml_collections import config_flags
 from PIL import Image
 
 from bind import metrics, task, train, tree, zoo
-from bind.data import samples, tables
+from bind.data import samples
 from bind.data.sources import JsonLines
 from bind.evaluate import held_out, pictures, retrieval
 from launch import cli
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", str(Path(__file__).parents[1] / "configs" / "demo.py"), "The config.")
+config_flags.DEFINE_config_file(
+    "config", str(Path(__file__).parents[1] / "configs" / "demo.py"), "The config."
+)
 flags.DEFINE_string("workdir", "runs/demo", "Where the run lives. The same one resumes it.")
 
 HELD_OUT = """Held out, and never seen in training:
@@ -49,7 +51,10 @@ FOUND = 4  # items shown per query
 def main() -> None:
     began = time.perf_counter()
     config, workdir = FLAGS.config, Path(FLAGS.workdir)
-    print(f"Training {config.model} for {config.steps} steps on the sample data, into {workdir}/ ...", flush=True)
+    print(
+        f"Training {config.model} for {config.steps} steps on the sample data, into {workdir}/ ...",
+        flush=True,
+    )
     state, frozen = train.fit(task.contrastive(config), config, workdir)
     if int(state.step) < config.steps:
         return  # stopped by a signal; fit has said so
@@ -71,17 +76,21 @@ def main() -> None:
     print(f"\nTrained in {trained:.0f} s. Look at\n")
     for name in ("retrieval.png", "similarity.png", "loss.png", "report.json"):
         print(f"  {workdir / name}")
+    dog = "bind/data/samples/photos/dog.webp"
     print(f"""
 Next, try
-  .venv/bin/python -m launch.train --config configs/demo.py --workdir runs/mine --config.optim.learning_rate=5e-4
+  .venv/bin/python -m launch.train --config configs/demo.py --workdir runs/x --config.seed=1
   .venv/bin/python -m launch.list            # models, data sets and configs there are
-  .venv/bin/python -m launch.embed --checkpoint {workdir} "a dog" bind/data/samples/photos/dog.webp""")
+  .venv/bin/python -m launch.embed --checkpoint {workdir} "a dog" {dog}""")
 
 
 def show(rows: list[dict]) -> None:
     """The table of what was learned, with chance beside each number."""
     print("\n" + HELD_OUT + "\n")
-    print(f"  {'held-out set':<13}{'query -> found':<20}{'in training':<14}{'metric':<18}{'value':>7}{'chance':>8}{'ratio':>7}")
+    print(
+        f"  {'held-out set':<13}{'query -> found':<20}{'in training':<14}{'metric':<18}"
+        f"{'value':>7}{'chance':>8}{'ratio':>7}"
+    )
     for row in rows:
         pair = f"{row['from']} -> {row['to']}"
         how = "paired" if row["trained"] else "never paired"
@@ -92,7 +101,9 @@ def show(rows: list[dict]) -> None:
 
 
 def draw(workdir: Path, config, views: dict[str, held_out.Views]) -> None:
-    pictures.loss_curves(workdir / "loss.png", metrics.read(workdir / "metrics.jsonl"), "Training, a curve per pair")
+    pictures.loss_curves(
+        workdir / "loss.png", metrics.read(workdir / "metrics.jsonl"), "Training, a curve per pair"
+    )
     trained = {frozenset(p.modalities) for p in config.pairs.values()}
     matrices = []
     for name, (_, labels, z) in views.items():
@@ -100,7 +111,9 @@ def draw(workdir: Path, config, views: dict[str, held_out.Views]) -> None:
             b = "text"
             note = "trained pair" if frozenset((a, b)) in trained else "never paired"
             matrices.append(pictures.Matrix(f"{name}: {a} to {b} ({note})", z[a], z[b], labels))
-    pictures.similarity_matrices(workdir / "similarity.png", matrices, "Held-out data, mean cosine by label")
+    pictures.similarity_matrices(
+        workdir / "similarity.png", matrices, "Held-out data, mean cosine by label"
+    )
     cards = card_table()
     rows = [hits for spec in SHEET for hits in search(views, trained, cards, *spec)]
     title = "Held-out queries (left) and the nearest labels found; green is right"
@@ -108,7 +121,7 @@ def draw(workdir: Path, config, views: dict[str, held_out.Views]) -> None:
 
 
 def card_table() -> dict[tuple[str, str, str], pictures.Card]:
-    """(set, modality, label) -> what to draw for it: the sample's own picture or its first caption."""
+    """(set, modality, label) -> what to draw: the sample's own picture or its first caption."""
     cards = {}
     for name in ("photos", "sounds", "depth", "imu"):
         source = JsonLines(samples.FOLDER / f"{name}.jsonl", files=("image", "depth"))

@@ -1,10 +1,11 @@
 """Embed files and texts together and print how similar they are.
 
   python -m launch.embed --checkpoint runs/demo "a dog" "a cat" dog.webp bark.flac
-  python -m launch.embed --checkpoint runs/demo --out z.npz depth:room_disparity.png room.png "a corridor"
+  python -m launch.embed --checkpoint runs/demo --out z.npz depth:room_disparity.png room.png "a
+  corridor"
 
-What an argument is follows from its ending (pictures, sounds), or from a prefix such as depth: or imu: ;
-everything else is text. --out keeps the embeddings, one f32[N, D] array per modality.
+What an argument is follows from its ending (pictures, sounds), or from a prefix such as depth: or
+imu: ; everything else is text. --out keeps the embeddings, one f32[N, D] array per modality.
 """
 
 from pathlib import Path
@@ -38,7 +39,9 @@ def modality_of(item: str, known) -> tuple[str, str]:
 
 def main(items: list[str]) -> None:
     if not items:
-        raise ConfigError("the command line", "names nothing to embed", "add files or texts; see --help")
+        raise ConfigError(
+            "the command line", "names nothing to embed", "add files or texts; see --help"
+        )
     model, params = bind.load(FLAGS.model, FLAGS.checkpoint)
     inputs: dict[str, list[str]] = {}
     for name, item in (modality_of(item, model.towers) for item in items):

@@ -1,16 +1,17 @@
 """Train a config; start it again to resume.
 
-  python -m launch.train --config configs/demo.py:tiny --workdir runs/tiny         # a minute on a laptop
-  python -m launch.train --config configs/demo.py --workdir runs/demo --config.optim.learning_rate=3e-4
+  python -m launch.train --config configs/demo.py:tiny --workdir runs/tiny         # a minute on a
+  laptop python -m launch.train --config configs/demo.py --workdir runs/demo
+  --config.optim.learning_rate=3e-4
 
-`--config FILE:VARIANT` names a file under configs/; `--config.field=value` overrides one of its fields. The
-work directory gets metrics.jsonl, tensorboard/, checkpoints/ and config.json. Stopping is safe at any time:
-Ctrl-C and SIGTERM save first (exit code 0), and after a kill the same command goes on from the last
-checkpoint with the same losses. `python -m launch.list` shows the configs, `python -m launch.doctor` the
-environment.
+`--config FILE:VARIANT` names a file under configs/; `--config.field=value` overrides one of its
+fields. The work directory gets metrics.jsonl, tensorboard/, checkpoints/ and config.json. Stopping
+is safe at any time: Ctrl-C and SIGTERM save first (exit code 0), and after a kill the same command
+goes on from the last checkpoint with the same losses. `python -m launch.list` shows the configs,
+`python -m launch.doctor` the environment.
 
-Several processes: the same command on each, with --coordinator host:port --num_processes N --process_id I,
-or with --distributed where the cluster knows (TPU pods, SLURM).
+Several processes: the same command on each, with --coordinator host:port --num_processes N
+--process_id I, or with --distributed where the cluster knows (TPU pods, SLURM).
 """
 
 import json
@@ -25,7 +26,9 @@ from bind.errors import ConfigError
 from launch import cli
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "The config file, such as configs/demo.py:tiny.", lock_config=True)
+config_flags.DEFINE_config_file(
+    "config", None, "The config file, such as configs/demo.py:tiny.", lock_config=True
+)
 flags.DEFINE_string("workdir", None, "Where the run lives. The same one resumes it.")
 flags.mark_flags_as_required(["config", "workdir"])
 

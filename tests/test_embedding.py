@@ -90,7 +90,7 @@ def test_wrong_names_files_and_folders_are_told(run, tmp_path):
     with pytest.raises(bind.CheckpointError, match="no checkpoints"):
         bind.load("imagebind_demo", tmp_path)
     model, params = bind.load("imagebind_demo", folder)
-    with pytest.raises(bind.DataError, match="nothing.png: no such file"):
+    with pytest.raises(bind.DataError, match=r"nothing\.png: no such file"):
         bind.embed(model, params, {"vision": ["nothing.png"]})
     with pytest.raises(bind.ConfigError, match="'smell'"):
         bind.embed(model, params, {"smell": ["x"]})
@@ -111,7 +111,9 @@ def test_the_imported_bind_is_this_one_and_importing_it_is_light():
         "import sys, bind; print(bind.__file__);"
         "print([m for m in ('tensorflow', 'torch', 'grain', 'orbax', 'jax') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     where, loaded = out.strip().splitlines()
     assert Path(where).parent == Path(bind.__file__).parent == Path(__file__).parents[1] / "bind"
     assert loaded == "[]"

@@ -10,7 +10,9 @@ a, b = (rng.normal(size=(8, 5)).astype(np.float32) for _ in range(2))
 
 
 def slow_info_nce(a, b, scale):
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a.astype(float), b.astype(float))]
+    unit = [
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a.astype(float), b.astype(float))
+    ]
     logits = scale * unit[0] @ unit[1].T
     rows = [-logits[i, i] + np.log(np.exp(logits[i]).sum()) for i in range(len(a))]
     columns = [-logits[i, i] + np.log(np.exp(logits[:, i]).sum()) for i in range(len(a))]

@@ -11,7 +11,10 @@ from bind.errors import ConfigError
 
 rng = np.random.default_rng(0)
 params = {
-    "vision": {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.ones(2, np.float32)},
+    "vision": {
+        "kernel": rng.normal(size=(3, 2)).astype(np.float32),
+        "bias": np.ones(2, np.float32),
+    },
     "text": {"kernel": rng.normal(size=(2, 2)).astype(np.float32)},
 }
 grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
@@ -51,7 +54,9 @@ def test_clipping_uses_the_norm_over_all_groups():
     _, clipped, report = run(optim.adamw(lambda s: 0.1, clip=0.5), steps=1)
     _, free, _ = run(optim.adamw(lambda s: 0.1), steps=1)
     assert float(report["grad_norm"]) == pytest.approx(norm, rel=1e-6)
-    for a, b in zip(jax.tree.leaves(clipped["text"].mu), jax.tree.leaves(free["text"].mu), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(clipped["text"].mu), jax.tree.leaves(free["text"].mu), strict=True
+    ):
         np.testing.assert_allclose(a, b * 0.5 / norm, rtol=1e-5)
 
 

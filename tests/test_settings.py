@@ -41,7 +41,7 @@ def test_a_value_that_makes_no_sense_is_named(config, field, value, message):
 
 def test_a_missing_field_says_what_it_would_be(config):
     del config.optim.clip
-    with pytest.raises(ConfigError, match="config.optim.clip: is missing .*at least 0"):
+    with pytest.raises(ConfigError, match=r"config\.optim\.clip: is missing .*at least 0"):
         settings.check(config)
 
 

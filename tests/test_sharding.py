@@ -24,9 +24,15 @@ def huge_shapes():
 
 def test_a_block_is_split_over_fsdp_and_tensor_and_its_layer_axis_is_not(mesh):
     block = "vision/trunk/blocks/"
-    assert sharding.spec(block + "attn/q/kernel", (32, 1280, 1280), mesh) == P(None, "fsdp", "tensor")
-    assert sharding.spec(block + "mlp/down/kernel", (32, 5120, 1280), mesh) == P(None, "tensor", "fsdp")
-    assert sharding.spec(block + "attn/out/kernel", (32, 1280, 1280), mesh) == P(None, "tensor", "fsdp")
+    assert sharding.spec(block + "attn/q/kernel", (32, 1280, 1280), mesh) == P(
+        None, "fsdp", "tensor"
+    )
+    assert sharding.spec(block + "mlp/down/kernel", (32, 5120, 1280), mesh) == P(
+        None, "tensor", "fsdp"
+    )
+    assert sharding.spec(block + "attn/out/kernel", (32, 1280, 1280), mesh) == P(
+        None, "tensor", "fsdp"
+    )
     assert sharding.spec(block + "attn/q/bias", (32, 1280), mesh) == P(None, "tensor")
     assert sharding.spec(block + "norm1/scale", (32, 1280), mesh) == P(None, None)
 
@@ -43,7 +49,9 @@ def test_adams_moments_follow_their_parameters(mesh):
     params = {"vision": {"attn": {"q": {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32)}}}}
     moments = jax.eval_shape(optax.scale_by_adam().init, params)
     specs = {p: s.spec for p, s in tree.paths(sharding.shardings(moments, mesh)).items()}
-    assert specs["mu/vision/attn/q/kernel"] == specs["nu/vision/attn/q/kernel"] == P("fsdp", "tensor")
+    assert (
+        specs["mu/vision/attn/q/kernel"] == specs["nu/vision/attn/q/kernel"] == P("fsdp", "tensor")
+    )
     assert specs["count"] == P()
 
 
@@ -57,7 +65,9 @@ def test_every_leaf_of_a_mebibyte_of_imagebind_huge_is_split(mesh):
     shapes = huge_shapes()
     specs = tree.paths(sharding.shardings(shapes, mesh))
     whole = [
-        p for p, s in tree.paths(shapes).items() if tree.nbytes(s) >= 2**20 and not any(specs[p].spec)
+        p
+        for p, s in tree.paths(shapes).items()
+        if tree.nbytes(s) >= 2**20 and not any(specs[p].spec)
     ]
     assert whole == []
 

@@ -1,8 +1,9 @@
-"""From a record to what a tower takes, per modality. A zoo row names these, so that training, embedding,
-evaluation and notebooks prepare their inputs in one way.
+"""From a record to what a tower takes, per modality. A zoo row names these, so that training,
+embedding, evaluation and notebooks prepare their inputs in one way.
 
-An input has three stages: `decode` (the same whatever is done next, so it can be cached), `cut` (which part
-of it: a random one for training, a fixed one else) and `finish` (numbers as the tower wants them).
+An input has three stages: `decode` (the same whatever is done next, so it can be cached), `cut`
+(which part of it: a random one for training, a fixed one else) and `finish` (numbers as the tower
+wants them).
 """
 
 import dataclasses
@@ -64,7 +65,9 @@ class Disparity:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """Log-mel spectrograms of `seconds`, f32[bins, frames, 1]; of a whole sound, `clips` of them in front."""
+    """Log-mel spectrograms of `seconds`, f32[bins, frames, 1]; of a whole sound, `clips` of them
+    in front.
+    """
 
     seconds: float
     bins: int
@@ -88,9 +91,10 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """Accelerometer and gyroscope, f32[length, 6], row `index` of an .npz file or an array of their own.
+    """Accelerometer and gyroscope f32[length, 6], in an .npz file, row `index` where it has many.
 
-    mean and std are those of the training recordings, in their units; the recordings' rate is the model's.
+    mean and std are those of the training recordings, in their units; the recordings' rate is the
+    model's.
     """
 
     length: int
@@ -134,7 +138,9 @@ def decoders(inputs: Mapping, fields: Mapping[str, str]) -> list:
     steps = [Rename(**{field: name for name, field in fields.items() if field != name})]
     for name in fields:
         if name not in inputs:
-            raise ConfigError(f"modality {name!r}", "is not one of this model's", f"it has {sorted(inputs)}")
+            raise ConfigError(
+                f"modality {name!r}", "is not one of this model's", f"it has {sorted(inputs)}"
+            )
         steps += inputs[name].decode(name)
     return steps
 
@@ -151,7 +157,7 @@ def finishers(
 ) -> list:
     """The rest: which part, then the numbers.
 
-    Pictures of one record (an image and its depth) get the same crop and flip, so that they stay aligned.
+    Pictures of one record (an image and its depth) get the same crop and flip.
 
     Args:
       region: left, top, right, bottom of the part of every picture that may be seen, as fractions.
@@ -165,7 +171,11 @@ def finishers(
     if pictures:
         sizes = {inputs[name].size for name in pictures}
         if len(sizes) > 1:
-            raise ConfigError(f"modalities {pictures}", f"have the sizes {sorted(sizes)}", "aligned pictures share one")
+            raise ConfigError(
+                f"modalities {pictures}",
+                f"have the sizes {sorted(sizes)}",
+                "aligned pictures share one",
+            )
         size = sizes.pop()
         if tuple(region) != (0, 0, 1, 1):
             steps.append(Region(*region, keys=pictures))

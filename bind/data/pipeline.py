@@ -6,10 +6,15 @@ a record: epoch after epoch, each shuffled anew from the seed. Batch k of a stre
 their weights. So the whole state of the input is the step, and a run resumes exactly on any topology.
 
 A batch is a dict of arrays with a leading row axis; what the keys are is between the transforms and the task.
-The loop takes out DAMAGED, i64[rows]: 0, or a fingerprint of the damaged record that stood in this row.
+The loop takes out DAMAGED, u32[rows]: 0, or a fingerprint of the damaged record that stood in this row.
 """
 
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +42,8 @@ class _Rows:
     """A process's rows of a stream, in batch order; a damaged record is replaced, and marked."""
 
     def __init__(self, stream: Stream, batch_size: int, rows: tuple[int, int], seed: int):
+        if not len(stream.source):
+            raise DataError(f"stream {stream.name!r}", "has no records", "look at its source")
         self.name, self.epoch = stream.name, len(stream.source)
         self.batch_size, self.first, self.count = batch_size, rows[0], rows[1] - rows[0]
         records = grain.MapDataset.source(stream.source).seed(seed).shuffle().repeat()
@@ -52,10 +59,10 @@ class _Rows:
             try:
                 # The stand-in is the record at the same place of a later epoch's shuffle.
                 record = self.records[position + attempt * self.epoch]
-                return {**record, DAMAGED: np.int64(mark)}
+                return {**record, DAMAGED: np.uint32(mark)}
             except DataError as error:
                 logging.warning("skipped a damaged record of %s: %s", self.name, error)
-                mark = mark or zlib.crc32(str(error).encode()) + 1
+                mark = mark or zlib.crc32(str(error).encode()) or 1
         raise DataError(
             f"stream {self.name!r}",
             f"{MAX_ATTEMPTS} records in a row cannot be read",
@@ -104,16 +111,43 @@ class Batches:
             if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, also outside absl.app
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
-                grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+                grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2),
+                worker_init_fn=_follow_parent,
             )
         self._iterator = iter(batches)
+        self._close = weakref.finalize(self, self._iterator.close)  # also at exit
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        for x in batch.values():
+            _unname(x)
+        return batch
 
     def close(self) -> None:
-        """Stops the threads and processes behind the iterator."""
-        self._iterator.close()
+        """Stops the threads and processes behind the iterator. Batches already given stay good."""
+        self._close()
+
+
+def _follow_parent(*_) -> None:
+    """In each worker: a job's signals are its parent's to handle, and no worker outlives it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="follow-parent", daemon=True).start()
+
+
+def _unname(x: np.ndarray) -> None:
+    """Takes the name of a worker's shared memory away; the memory itself goes with the array.
+
+    grain does both later, in the background: arrays alive at exit, or at a kill, would leak.
+    """
+    if getattr(x, "_unlink_on_del", False):
+        x._unlink_on_del = False
+        x.shm.unlink()

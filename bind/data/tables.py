@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bind.data import inputs as inputs_
@@ -29,11 +28,15 @@ SOURCES = {
 
 
 def known(where: str, given: Mapping, allowed) -> dict:
-    """`given` as a plain dict. Raises: ConfigError for a field that is not allowed, with the nearest one."""
+    """`given` as a plain dict. Raises: ConfigError for a field that is not allowed, with the
+    nearest one.
+    """
     for name in given:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(allowed))}"
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(allowed))}"
+            )
             raise ConfigError(f"{where}.{name}", "is not a field", hint)
     return dict(given)
 
@@ -113,4 +116,6 @@ def make_stream(inputs: Mapping, name: str, pair: Mapping, part: str = "train") 
         inputs, names, train=True, keep=() if part == "train" else ("label",), **cuts
     )
     made = make_source(f"{where}.source", source)
-    return Stream(name, Decoded(made, decode, pair.get("cache", False)), finish, pair.get("weight", 1.0))
+    return Stream(
+        name, Decoded(made, decode, pair.get("cache", False)), finish, pair.get("weight", 1.0)
+    )

@@ -1,4 +1,4 @@
-"""What a contrastive model learned, on data it has not seen: every pair of modalities, trained or emergent."""
+"""What a contrastive model learned: every pair of modalities, trained or not, on unseen data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from bind.evaluate import retrieval
 
 
 class Views(NamedTuple):
-    """The held-out set of one stream: the arrays a model takes, the labels, and the embeddings of them."""
+    """The held-out set of one stream: what the model takes, the labels, the embeddings."""
 
     inputs: dict[str, np.ndarray]
     labels: list[str]
@@ -18,26 +18,33 @@ class Views(NamedTuple):
 
 
 def collect(stream: Stream, views: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`views` random but fixed cuts of every record: ({modality: [N * views, ...]}, their labels)."""
+    """`views` random but fixed cuts of each record: ({modality: [N * views, ...]}, labels)."""
     rows = len(stream.source)
     batches = Batches([stream], batch_size=rows, seed=0, threads=1)
     try:
         parts = [next(batches) for _ in range(views)]
     finally:
         batches.close()
-    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != DAMAGED}
+    merged = {
+        name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != DAMAGED
+    }
     labels = [x.decode() if isinstance(x, bytes) else str(x) for x in merged.pop("label")]
     return merged, labels
 
 
-def embed(encode: Callable, inputs: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
-    """{modality: f32[N, D]} by `encode({modality: rows}) -> {modality: [rows, D]}` on batches of one shape."""
+def embed(
+    encode: Callable, inputs: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, np.ndarray]:
+    """{modality: f32[N, D]} by `encode({modality: rows}) -> {modality: [rows, D]}` on batches of
+    one shape.
+    """
     out = {}
     for name, x in inputs.items():
         full = -(-len(x) // batch_size) * batch_size
         padded = np.concatenate([x, np.repeat(x[-1:], full - len(x), axis=0)])
         parts = [
-            np.asarray(encode({name: padded[i : i + batch_size]})[name]) for i in range(0, full, batch_size)
+            np.asarray(encode({name: padded[i : i + batch_size]})[name])
+            for i in range(0, full, batch_size)
         ]
         out[name] = np.concatenate(parts)[: len(x)]
     return out
@@ -46,8 +53,8 @@ def embed(encode: Callable, inputs: Mapping[str, np.ndarray], batch_size: int) -
 def table(views: Mapping[str, Views], trained: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """One row per ordered pair of modalities that a held-out set has.
 
-    Retrieval is R@1 by label. Where one side is text there is also zero-shot classification, each class
-    described by all its texts. `trained` says whether any training batch ever paired the two.
+    Retrieval is R@1 by label. Where one side is text there is also zero-shot classification, each
+    class described by all its texts. `trained` says whether any training batch ever paired the two.
     """
     paired = {frozenset(pair) for pair in trained}
     rows = []
@@ -61,5 +68,7 @@ def table(views: Mapping[str, Views], trained: Sequence[tuple[str, str]]) -> lis
                 rows.append({**row, "metric": "retrieval R@1", "value": value, "chance": chance})
                 if b == "text":
                     value, chance = retrieval.zero_shot(z[a], labels, z[b], labels)
-                    rows.append({**row, "metric": "zero-shot top-1", "value": value, "chance": chance})
+                    rows.append(
+                        {**row, "metric": "zero-shot top-1", "value": value, "chance": chance}
+                    )
     return rows

@@ -29,7 +29,9 @@ def loss_curves(path: Path, records: Sequence[Mapping], title: str) -> None:
     for record in records:
         if isinstance(record.get("loss"), float):
             curves.setdefault(record["batch"], []).append((record["step"], record["loss"]))
-    for (name, points), color in zip(sorted(curves.items()), matplotlib.colormaps["tab10"].colors, strict=False):
+    for (name, points), color in zip(
+        sorted(curves.items()), matplotlib.colormaps["tab10"].colors, strict=False
+    ):
         steps, losses = np.array(points).T
         width = min(15, len(losses))
         smooth = np.convolve(losses, np.ones(width) / width, "valid")
@@ -52,7 +54,7 @@ class Matrix(NamedTuple):
 
 
 def similarity_matrices(path: Path, matrices: Sequence[Matrix], title: str) -> None:
-    """Cosine similarity between the mean embeddings of each label; a diagonal means that they agree."""
+    """Cosines between the mean embeddings of each label; a bright diagonal means agreement."""
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = _figure(4.6 * columns, 4.5 * rows)
@@ -100,7 +102,12 @@ def retrieval_sheet(path: Path, rows: Sequence[Hits], title: str) -> None:
         _draw(cells[0], row.query, INK, row.kind)
         for cell, (card, cosine) in zip(cells[1:], row.found, strict=True):
             color = GOOD if card.label == row.query.label else BAD
-            _draw(cell, card, color, f"{textwrap.shorten(card.label, 24, placeholder='…')}  {cosine:.2f}")
+            _draw(
+                cell,
+                card,
+                color,
+                f"{textwrap.shorten(card.label, 24, placeholder='…')}  {cosine:.2f}",
+            )
     figure.savefig(path)
 
 

@@ -1,4 +1,4 @@
-"""Retrieval and zero-shot classification over embeddings that carry labels, each with its chance level."""
+"""Retrieval and zero-shot classification of labelled embeddings, each with its chance level."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,11 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def recall_at_1(queries, gallery, query_labels: Sequence, gallery_labels: Sequence) -> tuple[float, float]:
-    """How often the nearest gallery item by cosine has the query's label, and how often a random one has.
+def recall_at_1(
+    queries, gallery, query_labels: Sequence, gallery_labels: Sequence
+) -> tuple[float, float]:
+    """How often the nearest gallery item by cosine has the query's label, and how often a random
+    one has.
 
     queries: f32[N, D]. gallery: f32[M, D]. Ties go to the first.
     """
@@ -21,7 +24,7 @@ def recall_at_1(queries, gallery, query_labels: Sequence, gallery_labels: Sequen
 
 
 def class_means(x: np.ndarray, labels: Sequence) -> tuple[np.ndarray, list]:
-    """One unit vector per distinct label, the mean of its unit vectors: (f32[C, D], labels in order)."""
+    """The mean direction of each distinct label: (f32[C, D] of unit length, labels sorted)."""
     labels = np.asarray(labels)
     names = sorted(set(labels.tolist()))
     return unit(np.stack([unit(x[labels == name]).mean(0) for name in names])), names
@@ -30,7 +33,8 @@ def class_means(x: np.ndarray, labels: Sequence) -> tuple[np.ndarray, list]:
 def zero_shot(x, labels: Sequence, texts, text_labels: Sequence) -> tuple[float, float]:
     """Top-1 accuracy when each class is the mean of its texts' embeddings, and 1 / classes.
 
-    x: f32[N, D] with a label each. texts: f32[T, D], any number per label (arXiv 2103.00020, section 3.1.4).
+    x: f32[N, D] with a label each. texts: f32[T, D], any number per label (arXiv 2103.00020,
+      section 3.1.4).
     """
     classes, names = class_means(texts, text_labels)
     found = np.asarray(names)[np.argmax(unit(x) @ classes.T, axis=1)]

@@ -1,6 +1,6 @@
 """ImageBind (arXiv 2305.05665): one tower per modality, one space for all, as a table of numbers.
 
-Modalities are the keys everywhere: of the specs, of the inputs, of the outputs, of the parameter tree.
+Modalities are the keys everywhere: of specs, inputs, outputs and the parameter tree.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class ImageBind(nn.Module):
 
     towers: FrozenDict  # {modality: TowerSpec}
     dtype: jnp.dtype = jnp.float32
-    inputs: FrozenDict = FrozenDict()  # how the zoo row prepares each modality; the model does not use it
+    inputs: FrozenDict = FrozenDict()  # how the zoo row prepares each modality; not used here
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
@@ -34,7 +34,8 @@ class ImageBind(nn.Module):
         if unknown:
             raise ValueError(f"this model has no tower for {unknown}; it has {sorted(self.towers)}")
         return {
-            name: Tower(self.towers[name], self.dtype, name=name)(x) for name, x in sorted(inputs.items())
+            name: Tower(self.towers[name], self.dtype, name=name)(x)
+            for name, x in sorted(inputs.items())
         }
 
 
@@ -90,7 +91,10 @@ DEMO = {
     "vision": TowerSpec(PatchSpec((2, 8, 8), (1, 6, 6), 3), _vit(96, 3, 4), 64, pre_norm=True),
     "text": TowerSpec(TextSpec(400, 40, eos=3), _vit(96, 2, 4), 64, logit_scale=1 / 0.07),
     "audio": TowerSpec(
-        PatchSpec((32, 24), (4, 8), 1, norm=True), _vit(96, 2, 4, bias_kv=True), 64, logit_scale=10.0
+        PatchSpec((32, 24), (4, 8), 1, norm=True),
+        _vit(96, 2, 4, bias_kv=True),
+        64,
+        logit_scale=10.0,
     ),
     "depth": TowerSpec(
         PatchSpec((8, 8), (6, 6), 1, norm=True), _vit(96, 2, 4, bias_kv=True), 64, logit_scale=10.0

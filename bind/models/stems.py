@@ -1,4 +1,4 @@
-"""Raw modality -> tokens. One strided convolution serves pictures, video, spectrograms, depth and sensors."""
+"""Raw modality -> tokens. One strided convolution serves pictures, video, sound and sensors."""
 
 import dataclasses
 import math
@@ -36,7 +36,9 @@ class PatchSpec:
     @property
     def example(self) -> jax.ShapeDtypeStruct:
         """One input of the native size, f32[1, *space, channels]."""
-        space = ((g - 1) * s + p for g, s, p in zip(self.grid, self.strides, self.patch, strict=True))
+        space = (
+            (g - 1) * s + p for g, s, p in zip(self.grid, self.strides, self.patch, strict=True)
+        )
         return jax.ShapeDtypeStruct((1, *space, self.channels), jnp.float32)
 
 
@@ -60,8 +62,9 @@ class TextSpec:
 class PatchStem(nn.Module):
     """x[B, *space, channels] -> tokens [B, N, width], row-major over the grid.
 
-    Where the patch has one axis more than the input (a still picture for a video stem), the picture is
-    repeated to fill one patch in time, as ImageBind does (imagebind/models/multimodal_preprocessors.py).
+    Where the patch has one axis more than the input (a still picture for a video stem), the picture
+    is repeated to fill one patch in time, as ImageBind does
+    (imagebind/models/multimodal_preprocessors.py).
     """
 
     spec: PatchSpec
@@ -73,7 +76,9 @@ class PatchStem(nn.Module):
         if x.ndim == len(s.patch) + 1:
             x = jnp.repeat(x[:, None], s.patch[0], axis=1)
         if x.ndim != len(s.patch) + 2 or x.shape[-1] != s.channels:
-            raise ValueError(f"this stem takes [B, {len(s.patch)} axes, {s.channels}], not {list(x.shape)}")
+            raise ValueError(
+                f"this stem takes [B, {len(s.patch)} axes, {s.channels}], not {list(x.shape)}"
+            )
         kernel = self.param("kernel", torch_uniform, (*s.patch, s.channels, self.width))
         kernel = kernel.astype(x.dtype)
         if s.strides == s.patch:
@@ -81,7 +86,9 @@ class PatchStem(nn.Module):
         else:
             space = string.ascii_lowercase[: len(s.patch)]
             layout = (f"N{space}C", f"{space}IO", f"N{space}C")
-            y = jax.lax.conv_general_dilated(x, kernel, s.strides, "VALID", dimension_numbers=layout)
+            y = jax.lax.conv_general_dilated(
+                x, kernel, s.strides, "VALID", dimension_numbers=layout
+            )
         y = y.reshape(y.shape[0], -1, self.width)
         return LayerNorm(1e-5, name="norm")(y) if s.norm else y
 

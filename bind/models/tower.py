@@ -30,8 +30,8 @@ class TowerSpec:
 class Tower(nn.Module):
     """One modality's encoder.
 
-    Patches get a class token in front, whose output is pooled; text is causal and pooled at its first
-    end-of-sequence id (the position of CLIP's largest id).
+    Patches get a class token in front, whose output is pooled; text is causal and pooled at its
+    first end-of-sequence id (the position of CLIP's largest id).
 
     x: what the stem takes (see PatchSpec, TextSpec). Computes in `dtype`. Returns a dict:
       tokens dtype[B, N, width]: the trunk's output before the final norm, class token included
@@ -54,17 +54,21 @@ class Tower(nn.Module):
             cls = self.param("cls", init.normal(width**-0.5), (1, width)).astype(self.dtype)
             h = jnp.concatenate([jnp.broadcast_to(cls, (h.shape[0], 1, width)), h], axis=1)
         positions = self.param(
-            "positions", init.normal(0.01 if text else width**-0.5), (s.stem.tokens + (not text), width)
+            "positions",
+            init.normal(0.01 if text else width**-0.5),
+            (s.stem.tokens + (not text), width),
         )
         if h.shape[1] != positions.shape[0]:
             raise ValueError(
-                f"{self.name}: input {list(x.shape)} gives {h.shape[1]} tokens where the position table "
+                f"{self.name}: input {list(x.shape)} gives {h.shape[1]} tokens, its position table "
                 f"has {positions.shape[0]}; the native input is {list(s.stem.example.shape[1:])}"
             )
         h = h + positions.astype(self.dtype)
         if s.pre_norm:
             h = norm(s.transformer.norm_eps, name="pre_norm")(h)
-        tokens, _ = Stack(s.transformer, name="trunk")(h, mask=causal_mask(h.shape[1]) if text else None)
+        tokens, _ = Stack(s.transformer, name="trunk")(
+            h, mask=causal_mask(h.shape[1]) if text else None
+        )
 
         pooled = tokens[:, 0]
         if text:

@@ -1,4 +1,4 @@
-"""Attention over tokens. What is an array (mask, rope, cache) is an argument; what is a number is a field."""
+"""Attention over tokens. An array (mask, rope, cache) is an argument; a number is a field."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ from bind.nn.layers import Linear, packed_xavier_uniform
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far; static shape, `index` says how much is filled.
 
-    k, v: [B, S, kv_heads, head_dim] with room for S tokens. index: i32[B], tokens already stored per row.
-    Rows may be filled to different lengths. The caller's mask must hide slots at or beyond index + T.
+    k, v: [B, S, kv_heads, head_dim] with room for S tokens.
+    index: i32[B], tokens already stored per row.
+    Rows may be filled to different lengths; the caller's mask hides what is not (`cache_mask`).
     """
 
     k: jax.Array
@@ -37,14 +38,15 @@ def rope(positions, head_dim: int, theta: float = 10_000.0) -> Rope:
 
 
 def rotate(x, angles: Rope):
-    """x[B, T, H, D] with its halves rotated against each other (the Hugging Face LLaMA convention)."""
+    """x[B, T, H, D] with its halves rotated against each other (Hugging Face's LLaMA)."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = angles.cos[:, :, None, :], angles.sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    y = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return y.astype(x.dtype)
 
 
 def causal_mask(queries: int, keys: int | None = None):
-    """bool[1, 1, Q, K], True where a query may look: its own position and earlier ones, right-aligned."""
+    """bool[1, 1, Q, K], True where a query may look: itself and before, right-aligned."""
     keys = keys or queries
     return (jnp.arange(keys)[None] <= jnp.arange(queries)[:, None] + keys - queries)[None, None]
 
@@ -56,7 +58,7 @@ def cache_mask(index, queries: int, slots: int):
 
 
 def attend(q, k, v, mask=None):
-    """softmax(q k^T / sqrt(D)) v, for q[B, T, H, D] and k, v[B, S, kv_heads, D]; returns [B, T, H, D].
+    """softmax(q k^T / sqrt(D)) v, for q[B, T, H, D] and k, v[B, S, kv_heads, D]: [B, T, H, D].
 
     mask: bool (True = may look) or float (added to the logits), broadcastable to [B, H, T, S].
     The one place where a faster kernel would be chosen.
@@ -70,10 +72,10 @@ class Attention(nn.Module):
     """Multi-head attention of x[B, T, width] over itself, or over kv[B, S, kv_width].
 
     Fields:
-      kv_heads: fewer heads for keys and values, each shared by heads // kv_heads queries (arXiv 2305.13245).
+      kv_heads: of keys and values, each shared by heads // kv_heads queries (arXiv 2305.13245).
       head_dim: width // heads unless a checkpoint says otherwise.
       bias_kv: one learned key and value behind the sequence that every query may look at
-        (torch.nn.MultiheadAttention's add_bias_kv; ImageBind's audio, depth, thermal and IMU towers).
+        (torch.nn.MultiheadAttention's add_bias_kv, in four of ImageBind's towers).
     Returns: y[B, T, width], and the cache with x's keys and values stored (None without a cache).
     """
 
@@ -85,7 +87,9 @@ class Attention(nn.Module):
     bias_kv: bool = False
 
     @nn.compact
-    def __call__(self, x, kv=None, *, mask=None, rope: Rope | None = None, cache: Cache | None = None):
+    def __call__(
+        self, x, kv=None, *, mask=None, rope: Rope | None = None, cache: Cache | None = None
+    ):
         kv = x if kv is None else kv
         head_dim = self.head_dim or x.shape[-1] // self.heads
         kv_heads = self.kv_heads or self.heads
@@ -94,19 +98,29 @@ class Attention(nn.Module):
             y = Linear(heads * head_dim, self.qkv_bias, packed_xavier_uniform, name=name)(inputs)
             return y.reshape(*y.shape[:-1], heads, head_dim)
 
-        q, k, v = project("q", x, self.heads), project("k", kv, kv_heads), project("v", kv, kv_heads)
+        q, k, v = (
+            project("q", x, self.heads),
+            project("k", kv, kv_heads),
+            project("v", kv, kv_heads),
+        )
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
-            write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, 0))
+            write = jax.vmap(
+                lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, 0)
+            )
             k = write(cache.k, k.astype(cache.k.dtype), cache.index)
             v = write(cache.v, v.astype(cache.v.dtype), cache.index)
             cache = Cache(k, v, cache.index + x.shape[1])
         if self.bias_kv:
             extra = (
-                self.param(f"bias_{n}", init.xavier_normal(), (1, kv_heads * head_dim)) for n in "kv"
+                self.param(f"bias_{n}", init.xavier_normal(), (1, kv_heads * head_dim))
+                for n in "kv"
             )
-            k, v = (_append(t, e.reshape(1, 1, kv_heads, head_dim)) for t, e in zip((k, v), extra, strict=True))
+            k, v = (
+                _append(t, e.reshape(1, 1, kv_heads, head_dim))
+                for t, e in zip((k, v), extra, strict=True)
+            )
             mask = None if mask is None else _see_one_more(mask)
         y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask)
         y = y.reshape(*y.shape[:-2], self.heads * head_dim)

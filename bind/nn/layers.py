@@ -1,8 +1,9 @@
 """The smallest organs: Linear, Embed, norms, Mlp, drop path.
 
-Dtype policy, in one sentence: parameters keep the dtype they are stored in, and every layer computes in
-the dtype of its input (norms in float32). A bf16 forward pass is therefore `tower(x.astype(bfloat16))`.
-Linear kernels are [in, out]; under a scanned Stack every leaf has a leading layer axis.
+Dtype policy, in one sentence: parameters keep the dtype they are stored in, and every layer
+computes in the dtype of its input (norms in float32). A bf16 forward pass is therefore
+`tower(x.astype(bfloat16))`. Linear kernels are [in, out]; under a scanned Stack every leaf has a
+leading layer axis.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jax.nn import initializers as init
 # torch.nn.Linear and Conv (kaiming_uniform, a=sqrt(5)), and timm's and ImageBind's trunk.
 torch_uniform = init.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = init.xavier_uniform()
-# torch.nn.MultiheadAttention draws q, k and v as one [3E, E] matrix, which halves xavier's variance.
+# torch.nn.MultiheadAttention draws q, k, v as one [3E, E] matrix: that halves xavier's variance.
 packed_xavier_uniform = init.variance_scaling(1 / 2, "fan_avg", "uniform")
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -28,9 +29,9 @@ ACTIVATIONS: dict[str, Callable] = {
 class Linear(nn.Module):
     """x[..., in] -> [..., features], plus a low-rank adapter where the tree has one.
 
-    The adapter is three leaves beside the kernel in the collection `lora`: a [in, r], b [r, out] and
-    scale []. It is added as `scale * (x a) b`; forming `kernel + scale * a b` inside a training step
-    would cost three GEMMs instead of two (arXiv 2106.09685, section 4.1).
+    The adapter is three leaves beside the kernel in the collection `lora`: a [in, r], b [r, out]
+    and scale []. It is added as `scale * (x a) b`; forming `kernel + scale * a b` inside a training
+    step would cost three GEMMs instead of two (arXiv 2106.09685, section 4.1).
     """
 
     features: int
@@ -42,7 +43,9 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x @ kernel.astype(x.dtype)
         if self.has_variable("lora", "a"):
-            a, b, scale = (self.get_variable("lora", leaf).astype(x.dtype) for leaf in ("a", "b", "scale"))
+            a, b, scale = (
+                self.get_variable("lora", leaf).astype(x.dtype) for leaf in ("a", "b", "scale")
+            )
             y = y + jax.lax.stop_gradient(scale) * ((x @ a) @ b)
         if self.use_bias:
             y = y + self.param("bias", init.zeros, (self.features,)).astype(x.dtype)
@@ -113,6 +116,6 @@ class Mlp(nn.Module):
 
 
 def drop_path(x, rate, key):
-    """Zeroes the whole residual branch x[B, ...] of a sample with probability `rate` (arXiv 1603.09382)."""
+    """Zeroes the residual branch x[B, ...] of a sample with probability `rate` (1603.09382)."""
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate).astype(x.dtype), jnp.zeros_like(x))

@@ -19,7 +19,7 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerSpec:
-    """The numbers of a pre-norm transformer. A field exists because two published checkpoints differ in it."""
+    """The numbers of a pre-norm transformer. Each exists because two checkpoints differ in it."""
 
     width: int
     depth: int
@@ -76,9 +76,9 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` blocks as one scan: compiled once, parameters and caches stacked on a leading layer axis.
+    """`depth` blocks as one scan: compiled once, parameters and caches lead with a layer axis.
 
-    x[B, T, width] -> x[B, T, width], cache. Another block with Block's signature can take its place.
+    x[B, T, width] -> x[B, T, width], cache. Any block with Block's signature will do.
     """
 
     spec: TransformerSpec

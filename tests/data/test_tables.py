@@ -36,7 +36,7 @@ def test_a_training_stream_has_the_pair_and_its_part_only():
     assert {n: (x.shape, str(x.dtype)) for n, x in batch.items()} == {
         "vision": ((4, 48, 48, 3), "float32"),
         "depth": ((4, 48, 48, 1), "float32"),
-        "_damaged": ((4,), "int64"),
+        "_damaged": ((4,), "uint32"),
     }
 
 

@@ -38,7 +38,9 @@ def test_random_embeddings_score_at_chance():
 
 def test_the_table_has_every_ordered_pair_and_says_what_was_trained():
     z = {name: np.eye(2, dtype=np.float32) for name in ("vision", "depth", "text")}
-    rows = held_out.table({"depth": Views({}, ["a", "b"], z)}, [("vision", "depth"), ("vision", "text")])
+    rows = held_out.table(
+        {"depth": Views({}, ["a", "b"], z)}, [("vision", "depth"), ("vision", "text")]
+    )
     trained = {(r["from"], r["to"]): r["trained"] for r in rows}
     assert len(trained) == 6
     assert trained["depth", "text"] is trained["text", "depth"] is False

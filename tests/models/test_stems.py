@@ -18,7 +18,9 @@ def slow_tokens(x, kernel, strides):
     for at in np.ndindex(*grid):
         window = tuple(slice(i * s, i * s + p) for i, s, p in zip(at, strides, patch, strict=True))
         axes = tuple(range(1, x.ndim))
-        tokens.append(np.tensordot(x[(slice(None), *window)], kernel, (axes, tuple(range(x.ndim - 1)))))
+        tokens.append(
+            np.tensordot(x[(slice(None), *window)], kernel, (axes, tuple(range(x.ndim - 1))))
+        )
     return np.stack(tokens, 1)
 
 

@@ -44,7 +44,9 @@ def test_a_picture_is_pooled_at_its_class_token_behind_norm_and_projection():
     normed = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6)
     pooled = normed * p["norm"]["scale"] + p["norm"]["bias"]
     np.testing.assert_allclose(out["pooled"], pooled, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(out["embedding"], pooled @ p["projection"]["kernel"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        out["embedding"], pooled @ p["projection"]["kernel"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_swapping_two_patches_matters_because_positions_are_added():
@@ -107,16 +109,27 @@ def test_imagebind_huge_embeds_all_modalities_in_1024_dimensions():
     out = jax.eval_shape(model.apply, params, inputs)
     assert {n: o["embedding"].shape for n, o in out.items()} == dict.fromkeys(HUGE, (1, 1024))
     tokens = {n: o["tokens"].shape[1] for n, o in out.items()}
-    assert tokens == {"vision": 257, "text": 77, "audio": 229, "depth": 197, "thermal": 197, "imu": 251}
+    assert tokens == {
+        "vision": 257,
+        "text": 77,
+        "audio": 229,
+        "depth": 197,
+        "thermal": 197,
+        "imu": 251,
+    }
 
 
 def test_a_subset_of_modalities_can_be_built_and_run_alone():
     both = imagebind(DEMO)
-    params = both.init(jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in example_inputs(both).items()})
+    params = both.init(
+        jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in example_inputs(both).items()}
+    )
     alone = imagebind(DEMO, only=("text",))
     ids = jnp.array([[2, 5, 3] + [0] * 37])
     a = both.apply(params, {"text": ids})["text"]["embedding"]
-    b = alone.apply({"params": {"text": params["params"]["text"]}}, {"text": ids})["text"]["embedding"]
+    b = alone.apply({"params": {"text": params["params"]["text"]}}, {"text": ids})["text"][
+        "embedding"
+    ]
     np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="no tower for"):
         alone.apply(params, {"vision": jnp.zeros((1, 48, 48, 3))})

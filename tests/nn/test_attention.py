@@ -48,7 +48,10 @@ def test_bias_kv_is_one_more_key_behind_the_sequence_that_no_mask_hides():
     variables = params_of(layer, x)
     p = variables["params"]
     q, k, v = (x @ p[n]["kernel"] + p[n]["bias"] for n in "qkv")
-    k, v = (np.concatenate([t, np.broadcast_to(p[f"bias_{n}"], (2, 1, 8))], 1) for n, t in (("k", k), ("v", v)))
+    k, v = (
+        np.concatenate([t, np.broadcast_to(p[f"bias_{n}"], (2, 1, 8))], 1)
+        for n, t in (("k", k), ("v", v))
+    )
     allowed = np.concatenate([np.tril(np.ones((3, 3), bool)), np.ones((3, 1), bool)], 1)
     y = slow_attention(*(t.reshape(2, -1, 2, 4) for t in (q, k, v)), allowed).reshape(2, 3, 8)
     expected = y @ p["out"]["kernel"] + p["out"]["bias"]
@@ -58,7 +61,10 @@ def test_bias_kv_is_one_more_key_behind_the_sequence_that_no_mask_hides():
 
 
 def test_cross_attention_takes_keys_of_another_width():
-    x, kv = rng.normal(size=(1, 2, 8)).astype(np.float32), rng.normal(size=(1, 5, 6)).astype(np.float32)
+    x, kv = (
+        rng.normal(size=(1, 2, 8)).astype(np.float32),
+        rng.normal(size=(1, 5, 6)).astype(np.float32),
+    )
     layer = Attention(heads=2)
     variables = params_of(layer, x, kv=kv)
     assert variables["params"]["k"]["kernel"].shape == (6, 8)
@@ -90,11 +96,15 @@ def test_prefill_then_decode_equals_the_full_pass_also_for_rows_of_unequal_lengt
     variables = params_of(layer, x)
     full, _ = layer.apply(variables, x, mask=causal_mask(6), rope=rope(positions, 4))
 
-    lengths = jnp.array([3, 1])  # row 1 has stored one token only; its other prefill slots are rubbish
+    lengths = jnp.array(
+        [3, 1]
+    )  # row 1 has stored one token only; its other prefill slots are rubbish
     empty = jnp.zeros((2, 8, 2, 4))
     cache = Cache(empty, empty, jnp.zeros(2, jnp.int32))
     mask = cache_mask(cache.index, 3, 8)
-    _, cache = layer.apply(variables, x[:, :3], mask=mask, rope=rope(positions[:, :3], 4), cache=cache)
+    _, cache = layer.apply(
+        variables, x[:, :3], mask=mask, rope=rope(positions[:, :3], 4), cache=cache
+    )
     cache = cache._replace(index=lengths)
     for _ in range(3):
         at = cache.index

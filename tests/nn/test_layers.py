@@ -18,7 +18,10 @@ def test_linear_is_x_kernel_plus_bias():
 
 
 def test_linear_adds_the_adapter_where_the_tree_has_one_and_its_scale_gets_no_gradient():
-    x, kernel = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    x, kernel = (
+        rng.normal(size=(3, 4)).astype(np.float32),
+        rng.normal(size=(4, 5)).astype(np.float32),
+    )
     a, b = rng.normal(size=(4, 2)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32)
     layer = Linear(5, use_bias=False)
 
@@ -48,7 +51,9 @@ def test_layer_norm_has_biased_variance_and_the_eps_inside_the_root():
 
 
 def test_rms_norm_does_not_centre():
-    y = RMSNorm(0.0).apply({"params": {"scale": np.ones(2, np.float32)}}, np.array([[3.0, 4.0]], np.float32))
+    y = RMSNorm(0.0).apply(
+        {"params": {"scale": np.ones(2, np.float32)}}, np.array([[3.0, 4.0]], np.float32)
+    )
     np.testing.assert_allclose(y, np.array([[3.0, 4.0]]) / np.sqrt(12.5), rtol=1e-6)
 
 
@@ -65,7 +70,9 @@ def test_norms_compute_in_float32_and_return_the_inputs_dtype(norm):
 def test_gelu_is_the_exact_one_and_quick_gelu_openais():
     x = np.linspace(-4, 4, 41, dtype=np.float32)
     np.testing.assert_allclose(ACTIVATIONS["gelu"](x), x * (1 + erf(x / np.sqrt(2))) / 2, atol=1e-6)
-    np.testing.assert_allclose(ACTIVATIONS["quick_gelu"](x), x / (1 + np.exp(-1.702 * x)), atol=1e-6)
+    np.testing.assert_allclose(
+        ACTIVATIONS["quick_gelu"](x), x / (1 + np.exp(-1.702 * x)), atol=1e-6
+    )
 
 
 def test_gated_mlp_is_silu_of_gate_times_up():
@@ -75,7 +82,10 @@ def test_gated_mlp_is_silu_of_gate_times_up():
     gate, up, down = (np.asarray(params[n]["kernel"]) for n in ("gate", "up", "down"))
     g = x @ gate
     np.testing.assert_allclose(
-        mlp.apply({"params": params}, x), (g / (1 + np.exp(-g)) * (x @ up)) @ down, rtol=2e-5, atol=1e-6
+        mlp.apply({"params": params}, x),
+        (g / (1 + np.exp(-g)) * (x @ up)) @ down,
+        rtol=2e-5,
+        atol=1e-6,
     )
 
 

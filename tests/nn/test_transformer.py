@@ -1,4 +1,6 @@
-"""The stack against its blocks one by one; remat, drop path, adapters and caches through the scan."""
+"""The stack against its blocks one by one; remat, drop path, adapters and caches through the
+scan.
+"""
 
 import dataclasses
 
@@ -38,7 +40,10 @@ def test_remat_changes_no_gradient(remat):
     def grad(spec):
         return jax.grad(lambda v: (Stack(spec).apply(v, x)[0] ** 2).sum())(variables)
 
-    for a, b in zip(*map(jax.tree.leaves, (grad(SPEC), grad(dataclasses.replace(SPEC, remat=remat)))), strict=True):
+    for a, b in zip(
+        *map(jax.tree.leaves, (grad(SPEC), grad(dataclasses.replace(SPEC, remat=remat)))),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
 
 
@@ -61,7 +66,10 @@ def test_drop_path_needs_a_rng_and_spares_the_first_layer():
 
 
 def test_adapters_ride_through_the_scan_one_per_layer():
-    a, b = rng.normal(size=(3, 16, 2)).astype(np.float32), rng.normal(size=(3, 2, 16)).astype(np.float32)
+    a, b = (
+        rng.normal(size=(3, 16, 2)).astype(np.float32),
+        rng.normal(size=(3, 2, 16)).astype(np.float32),
+    )
     scale = np.array([0.5, 0.0, 2.0], np.float32)
     lora = {"blocks": {"attn": {"q": {"a": a, "b": b, "scale": scale}}}}
     merged = jax.tree.map(np.copy, variables)
