@@ -15,13 +15,21 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bind.errors import TrainingError
+from bind.errors import DataError, TrainingError
 
 
 def read(path: os.PathLike | str) -> list[dict]:
-    """The records of a metrics.jsonl. A last line that a kill cut short is left out."""
-    lines = Path(path).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a metrics.jsonl. A last line that a kill cut short is left out.
+
+    Raises: DataError naming `file:line` for any other line that is not one.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}:{number}", "is damaged", "delete this line") from error
+    return records
 
 
 def say(text: str) -> None:

@@ -1,8 +1,8 @@
-"""The one loop: contrastive training, LLaVA's two stages and LoRA differ only in their Task and config.
+"""The one loop: contrastive training, LLaVA's stages and LoRA differ only in Task and config.
 
-The order: mesh, initial or restored state, data from the state's step on, then step after step. The host
-never waits for the step it has just dispatched: metrics are read two steps late. A checkpoint holds
-all that is needed to go on; the frozen leaves, which never change, are stored once.
+The order: mesh, initial or restored state, data from the state's step on, then step after step. The
+host never waits for the step it has just dispatched: metrics are read two steps late. A checkpoint
+holds all that is needed to go on; the frozen leaves, which never change, are stored once.
 """
 
 import collections
@@ -30,7 +30,7 @@ LAG = 2  # steps in flight before the host reads a metric
 class TrainState:
     """Everything a step changes. Gradients and moments exist only for `trainable`.
 
-    step i32[]: steps taken. skipped i32[]: steps in a row whose update was left out, being non-finite.
+    step i32[]: steps taken. skipped i32[]: steps in a row left out because they were not finite.
     trainable: {group: tree}. opt_state: see bind.optim.
     """
 
@@ -50,7 +50,9 @@ def make_init(task: Task, trainable: str, optimizer: optim.Optimizer) -> Callabl
     def init(key):
         learns, frozen = tree.partition(task.init(key), wanted)
         if not learns:
-            raise ConfigError("config.trainable", f"{trainable!r} matches no parameter", "see launch.list --paths")
+            raise ConfigError(
+                "config.trainable", f"{trainable!r} matches no parameter", "see launch.list --paths"
+            )
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, zero, learns, optimizer.init(learns)), frozen
 
@@ -60,9 +62,9 @@ def make_init(task: Task, trainable: str, optimizer: optim.Optimizer) -> Callabl
 def make_step(task: Task, optimizer: optim.Optimizer, accumulate: int, seed: int) -> Callable:
     """step(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
-    Only the groups that the batch's keys use are differentiated and moved. A step with a loss or gradient
-    that is not finite leaves trainable and opt_state as they were, and counts itself. The marks of
-    damaged records pass through, so that every process learns those of all.
+    Only the groups that the batch's keys use are differentiated and moved. A step with a loss or
+    gradient that is not finite leaves trainable and opt_state as they were, and counts itself. The
+    marks of damaged records pass through, so that every process learns those of all.
     """
 
     def step(state: TrainState, frozen, batch):
@@ -77,7 +79,9 @@ def make_step(task: Task, optimizer: optim.Optimizer, accumulate: int, seed: int
         grad = optim.accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (value, aux), grads = grad(active, batch, key)
-        learned, opt_state, report = optimizer.update(grads, state.opt_state, state.trainable, state.step)
+        learned, opt_state, report = optimizer.update(
+            grads, state.opt_state, state.trainable, state.step
+        )
         good = jnp.isfinite(value) & jnp.isfinite(report["grad_norm"])
 
         def keep(new, old):
@@ -96,7 +100,7 @@ def make_step(task: Task, optimizer: optim.Optimizer, accumulate: int, seed: int
 
 
 class CompiledStep:
-    """The jitted step, one executable per batch signature, compiled before its first use and announced."""
+    """The jitted step: one executable per batch signature, announced and compiled before use."""
 
     def __init__(self, step: Callable, state_shardings, say: Callable[[str], None]):
         self.jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -105,7 +109,8 @@ class CompiledStep:
     def __call__(self, state, frozen, batch):
         signature = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(batch.items()))
         if signature not in self.executables:
-            self.say(f"compiling the step for {_title(batch)} (large models take minutes; cached for the next run) ...")
+            note = "large models take minutes; cached for the next run"
+            self.say(f"compiling the step for {_title(batch)} ({note}) ...")
             began = time.perf_counter()
             self.executables[signature] = self.jitted.lower(state, frozen, batch).compile()
             self.say(f"compiled in {time.perf_counter() - began:.1f} s")
@@ -149,7 +154,9 @@ def fit(task: Task, config, workdir: str | Path) -> tuple[TrainState, Any]:
 def _start(init, key, shardings, store: Store, config, workdir: Path, say):
     """The state to go on from: (state, frozen, fingerprints of damaged records met so far)."""
     like, frozen_like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(init, key), shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(init, key),
+        shardings,
     )
     found = store.restore(like)
     with Store(workdir / "frozen", keep=1) as once:
@@ -202,7 +209,7 @@ class _Loop:
                 self._save(step, state)
                 saved = step
             if stop and not last:
-                metrics.say(f"stopped by a signal at step {saved}, saved; the same command goes on from here")
+                metrics.say(f"stopped by a signal at step {saved}, saved; the same command goes on")
                 break
         self.store.wait()
         return state

@@ -1,12 +1,15 @@
-"""Batches as a pure function of the step: the same ones for any number of processes, threads or workers.
+"""Batches as a pure function of the step: the same ones for any number of processes, threads or
+workers.
 
-A stream is a random-access source, a plain list of grain transforms and a weight. Position i of a stream is
-a record: epoch after epoch, each shuffled anew from the seed. Batch k of a stream holds the positions
-[k * B, (k + 1) * B); every process makes only its own rows of it. Steps go to the streams in proportion to
-their weights. So the whole state of the input is the step, and a run resumes exactly on any topology.
+A stream is a random-access source, a plain list of grain transforms and a weight. Position i of a
+stream is a record: epoch after epoch, each shuffled anew from the seed. Batch k of a stream holds
+the positions [k * B, (k + 1) * B); every process makes only its own rows of it. Steps go to the
+streams in proportion to their weights. So the whole state of the input is the step, and a run
+resumes exactly on any topology.
 
-A batch is a dict of arrays with a leading row axis; what the keys are is between the transforms and the task.
-The loop takes out DAMAGED, u32[rows]: 0, or a fingerprint of the damaged record that stood in this row.
+A batch is a dict of arrays with a leading row axis; what the keys are is between the transforms and
+the task. The loop takes out DAMAGED, u32[rows]: 0, or a fingerprint of the damaged record that
+stood in this row.
 """
 
 import multiprocessing
@@ -71,10 +74,12 @@ class _Rows:
 
 
 class Batches:
-    """An iterator over this process's rows of the global batches, from step `start` on. Close it when done.
+    """An iterator over this process's rows of the global batches, from step `start` on. Close it
+    when done.
 
     Args:
-      streams: one or more, each with at least one batch worth of meaning; weights need not sum to 1.
+      streams: one or more, each with at least one batch worth of meaning; weights need not sum to
+        1.
       batch_size: rows of a global batch. rows: the half-open range of them to make here.
       threads, workers: batches in the making at once, in threads of this process, or in processes.
     Raises: ConfigError for weights or streams that make no sense; DataError while iterating.
@@ -104,11 +109,14 @@ class Batches:
         ]
         mixed = grain.MapDataset.mix(parts, [s.weight for s in streams])[start:]
         options = grain.ReadOptions(
-            num_threads=0 if workers else threads, prefetch_buffer_size=0 if workers else 2 * threads
+            num_threads=0 if workers else threads,
+            prefetch_buffer_size=0 if workers else 2 * threads,
         )
         batches = mixed.to_iter_dataset(options)
         if workers:
-            if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, also outside absl.app
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # grain's workers read absl flags, also outside absl.app
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
                 grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2),

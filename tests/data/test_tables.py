@@ -1,4 +1,4 @@
-"""From a config to batches: the sample data, the held-out parts, and what a wrong word in a config says."""
+"""From a config to batches: sample data, held-out parts, and what a wrong word in it says."""
 
 import json
 
@@ -50,7 +50,10 @@ def test_a_held_out_stream_has_every_modality_and_the_label():
 
 
 def test_caching_changes_no_batch():
-    plain, cached = (first_batch(tables.make_stream(INPUTS, "depth", {**PAIR, "cache": c})) for c in (False, True))
+    plain, cached = (
+        first_batch(tables.make_stream(INPUTS, "depth", {**PAIR, "cache": c}))
+        for c in (False, True)
+    )
     for name in plain:
         np.testing.assert_array_equal(plain[name], cached[name])
 
@@ -91,7 +94,10 @@ def test_the_region_hides_the_rest_of_a_picture():
         ({"source": {"kind": "jsonl", "pth": "x"}}, "does not fit the kind 'jsonl'"),
         ({"fields": {"vision": "image"}}, "which field holds 'depth'"),
         ({"train": {"regoin": 1}}, "did you mean 'region'"),
-        ({"modalities": ("vision", "smell"), "fields": {"vision": "image", "smell": "s"}}, "'smell'.* not one of"),
+        (
+            {"modalities": ("vision", "smell"), "fields": {"vision": "image", "smell": "s"}},
+            "'smell'.* not one of",
+        ),
     ],
 )
 def test_a_wrong_word_in_a_config_is_named_with_the_nearest(change, message):

@@ -25,7 +25,7 @@ def given(steps, changes):
 
 
 def test_training_goes_on_behind_a_poisoned_record(tmp_path):
-    changes = {"steps": 20, POISON: (5,)}
+    changes = {POISON: (5,)}
     state, _ = runs.fit(tmp_path, changes, devices=1)
     bad = [
         step
@@ -41,25 +41,25 @@ def test_training_goes_on_behind_a_poisoned_record(tmp_path):
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_and_lose_nothing(tmp_path):
-    changes = {"steps": 20, "save_every": 2, "max_skipped": 3}
-    changes |= {"pairs.motion.weight": 1e-3, "optim.warmup": 0}
-    runs.fit(tmp_path, {**changes, "steps": 4}, devices=1)
-    good, _ = read(tmp_path / "checkpoints", 4)
+    changes = {"save_every": 2, "keep": 10, "max_skipped": 3, "pairs.motion.weight": 1e-3}
+    runs.fit(tmp_path / "whole", changes, devices=1)
+    workdir = runs.back_to(4, tmp_path / "whole", tmp_path / "run")
+    good, _ = read(workdir / "checkpoints", 4)
     with pytest.raises(TrainingError) as caught:
-        runs.fit(tmp_path, {**changes, POISON: tuple(range(48))}, devices=1)
+        runs.fit(workdir, {**changes, POISON: tuple(range(48))}, devices=1)
     text = str(caught.value)
     assert text.startswith(
         "step 7 (text + vision): 3 steps in a row gave a loss or gradient that is not"
     )
     assert "nothing is lost" in text and text.endswith("the last checkpoint is step 6)")
-    store = Store(tmp_path / "checkpoints")
+    store = Store(workdir / "checkpoints")
     assert store.steps() == [2, 4, 6] and store.verify(6) == []
-    kept, _ = read(tmp_path / "checkpoints", 6)
+    kept, _ = read(workdir / "checkpoints", 6)
     for part in ("trainable", "opt_state"):
         assert runs.bits(kept[part]) == runs.bits(good[part])
-    state, _ = runs.fit(tmp_path, {**changes, "steps": 8}, devices=1)  # the data was mended
-    assert int(state.step) == 8 and int(state.skipped) == 0
-    assert len(runs.losses(tmp_path)) == 8
+    state, _ = runs.fit(workdir, changes, devices=1)  # the data was mended
+    assert int(state.step) == 20 and int(state.skipped) == 0
+    assert len(runs.losses(workdir)) == 20
 
 
 def test_before_the_first_checkpoint_the_error_names_none(tmp_path):
@@ -76,17 +76,19 @@ def test_damaged_records_are_replaced_and_counted_once_each(tmp_path):
     changes = {"log_every": 5, "save_every": 10, BROKEN: (3, 7)}
     for batch in given(10, changes):
         assert batch[DAMAGED].shape == (16,) and len({len(x) for x in batch.values()}) == 1
-    runs.fit(tmp_path, {**changes, "steps": 10}, devices=1)
-    runs.fit(tmp_path, {**changes, "steps": 20}, devices=1)
-    assert damage(tmp_path)[-1] == 2  # five epochs met each of them
-    assert len(read(tmp_path / "checkpoints", 20)[1]["damaged"]) == 2
+    runs.fit(tmp_path / "whole", changes, devices=1)
+    workdir = runs.back_to(10, tmp_path / "whole", tmp_path / "run")
+    runs.fit(workdir, changes, devices=1)
+    assert damage(workdir)[-1] == 2  # five epochs met each of them
+    assert len(read(workdir / "checkpoints", 20)[1]["damaged"]) == 2
 
 
 def test_the_count_of_damaged_records_survives_a_resume(tmp_path):
     changes = {"save_every": 10, "max_damaged": 2}
-    runs.fit(tmp_path, {**changes, "steps": 10, BROKEN: (3, 7)}, devices=1)
+    runs.fit(tmp_path / "whole", {**changes, BROKEN: (3, 7)}, devices=1)
+    workdir = runs.back_to(10, tmp_path / "whole", tmp_path / "run")
     with pytest.raises(TrainingError) as caught:
-        runs.fit(tmp_path, {**changes, "steps": 20, BROKEN: (9,)}, devices=1)
+        runs.fit(workdir, {**changes, BROKEN: (9,)}, devices=1)
     text = str(caught.value)
     assert "3 different records were damaged so far, more than config.max_damaged = 2" in text
     assert text.startswith("step 1") and "the last checkpoint is step 10" in text
