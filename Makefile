@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m launch.demo
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
